@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exception tree. Imports nothing; `cri/status.py` maps each leaf to a gRPC code.
+
+PycriError
+├── InvalidRequest       a field of the request is missing or wrong; names the field path
+├── NotFound             no such pod, container or image
+├── AlreadyExists        a name in use with another config
+├── WrongState           the object is not in a state that allows the call
+├── Unsupported          asked for what this node or this version cannot do
+├── TimedOut             a deadline given by the caller has passed
+├── Unavailable          recovering, or a process beside the daemon is being replaced
+├── OutOfResources       disk, addresses, descriptors
+├── Denied               a registry refused the credentials
+├── RegistryUnavailable  a registry cannot be reached or answers with a server error
+├── CorruptImage         content that does not match its digest, or is not what it says
+└── SetupFailed          a step towards a running process failed; names step and errno
+"""
+
+
+class PycriError(Exception):
+    """The root of every error that pycri raises on purpose."""
+
+
+class InvalidRequest(PycriError):
+    """A field of a request is missing or wrong.
+
+    field: the path of the field in the CRI's own words, `config.metadata.name`.
+    """
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field = field
+        self.reason = reason
+
+
+class NotFound(PycriError):
+    """There is no such object.
+
+    kind: "pod sandbox", "container", "image" ...
+    """
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"{kind} {name!r} not found")
+        self.kind = kind
+        self.name = name
+
+
+class AlreadyExists(PycriError):
+    """The name is in use by an object with another config."""
+
+
+class WrongState(PycriError):
+    """The object is not in a state that allows the call."""
+
+
+class Unsupported(PycriError):
+    """This node, or this version of pycri, cannot do what was asked."""
+
+
+class TimedOut(PycriError):
+    """The deadline given by the caller has passed."""
+
+
+class Unavailable(PycriError):
+    """Not now: recovering, or a process beside the daemon is being replaced."""
+
+
+class OutOfResources(PycriError):
+    """Disk, addresses or descriptors are used up."""
+
+
+class Denied(PycriError):
+    """A registry refused the credentials, or there were none."""
+
+
+class RegistryUnavailable(PycriError):
+    """A registry cannot be reached or answers with a server error."""
+
+
+class CorruptImage(PycriError):
+    """Image content does not match its digest or is not what it claims to be."""
+
+
+class SetupFailed(PycriError):
+    """A step towards a running process failed.
+
+    step: the step in words, as the plan prints it; errno: 0 when no system call failed.
+    """
+
+    def __init__(self, step: str, errno: int, reason: str) -> None:
+        super().__init__(f"{step}: {reason}")
+        self.step = step
+        self.errno = errno
+        self.reason = reason

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers: what was asked (ContainerSpec) and what is known (ContainerRecord).
+
+The state is derived from facts, in this order:
+
+    finished_ns set  -> EXITED        exit_code, reason and message are set with it
+    started_ns set   -> RUNNING
+    otherwise        -> CREATED
+
+    CREATED ──StartContainer──▶ RUNNING ──exit record──▶ EXITED ──RemoveContainer──▶ (no record)
+       └────── start failed: EXITED, reason StartError ──────▶
+"""
+
+import enum
+
+import msgspec
+
+from pycri.model.ids import ContainerId, ImageId, PodId
+from pycri.model.pod import Stage
+from pycri.model.resources import Resources
+from pycri.model.security import ContainerSecurity, User
+
+
+class ContainerState(enum.Enum):
+    """CRI ContainerState."""
+
+    CREATED = 0
+    RUNNING = 1
+    EXITED = 2
+    UNKNOWN = 3
+
+
+class Propagation(enum.Enum):
+    """CRI MountPropagation."""
+
+    PRIVATE = 0
+    HOST_TO_CONTAINER = 1
+    BIDIRECTIONAL = 2
+
+
+class ContainerMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI ContainerMetadata: unique within its pod."""
+
+    name: str
+    attempt: int = 0
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI Mount: a bind mount. Paths are absolute; container_path is inside the root."""
+
+    container_path: str
+    host_path: str
+    readonly: bool = False
+    recursive_read_only: bool = False
+    propagation: Propagation = Propagation.PRIVATE
+    selinux_relabel: bool = False
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI Device. permissions: a subset of "rwm"."""
+
+    container_path: str
+    host_path: str
+    permissions: str
+
+
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI ImageSpec: the reference as the caller wrote it."""
+
+    image: str
+    annotations: dict[str, str] = {}
+    user_specified_image: str = ""
+    runtime_handler: str = ""
+
+
+class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A container as asked (CRI ContainerConfig), valid and complete.
+
+    env: names and values in the order given; later ones win.
+    log_path: relative to the pod's log_directory, or "" for no log.
+    stop_signal: a number of signal(7), 0 for the image's or SIGTERM.
+    """
+
+    metadata: ContainerMetadata
+    image: ImageSpec
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    env: tuple[tuple[str, bytes], ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    log_path: str = ""
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    resources: Resources = Resources()
+    security: ContainerSecurity = ContainerSecurity()
+    stop_signal: int = 0
+
+
+class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of one container.
+
+    image_ref: what the status shows as image_ref and image_id (the image's id).
+    log_path: absolute, or "". cgroup: path below each hierarchy's mount point, begins with "/".
+    pid, pid_start_time: the init process in the host's pid namespace while it runs, and field 22
+        of its /proc/PID/stat; together they name a process.
+    reason: "Completed", "Error", "OOMKilled", "StartError" or "ContainerStatusUnknown".
+    """
+
+    id: ContainerId
+    pod_id: PodId
+    spec: ContainerSpec
+    image_id: ImageId
+    user: User
+    stop_signal: int
+    cgroup: str
+    log_path: str
+    created_ns: int
+    started_ns: int | None = None
+    finished_ns: int | None = None
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    pid: int = 0
+    pid_start_time: int = 0
+    timeline: tuple[Stage, ...] = ()
+
+    @property
+    def state(self) -> ContainerState:
+        """The CRI state, derived from the times."""
+        if self.finished_ns is not None:
+            return ContainerState.EXITED
+        return ContainerState.RUNNING if self.started_ns is not None else ContainerState.CREATED

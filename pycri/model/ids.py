@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Identifiers. Pods, containers and execs: 64 lower-case hex digits; images: "sha256:" and 64."""
+
+import re
+from typing import NewType
+
+PodId = NewType("PodId", str)
+ContainerId = NewType("ContainerId", str)
+ImageId = NewType("ImageId", str)
+Digest = NewType("Digest", str)
+"""`algorithm:hex`, sha256 only (OCI image-spec, descriptor digests)."""
+TaskId = NewType("TaskId", str)
+"""What the spawner keeps: a container's id, a pod's id (its init), or an exec's id."""
+
+_HEX_ID = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def is_hex_id(text: str) -> bool:
+    """Tell whether `text` is a whole pod, container or exec id."""
+    return _HEX_ID.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Tell whether `text` is a sha256 digest in OCI form."""
+    return _DIGEST.fullmatch(text) is not None

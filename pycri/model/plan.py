@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans: finished decisions, plain data, what crosses the border between the processes.
+
+A plan is made by `plan/` (pure) and applied by `spawner/init.py` and `spawner/enter.py`. Every
+step prints itself in one line; the printed plan is what `pycri plan` shows and golden tests hold.
+
+Paths named `source` are the host's; paths named `target` or `path` are inside the container's root
+and are resolved there, never by joining strings.
+"""
+
+import msgspec
+
+from pycri.model.ids import TaskId
+from pycri.model.security import User
+
+
+class MountOverlay(msgspec.Struct, frozen=True, kw_only=True, tag="overlay"):
+    """The root file system. layers: host directories, topmost first."""
+
+    layers: tuple[str, ...]
+    upper: str
+    work: str
+
+    def __str__(self) -> str:
+        return f"overlay {len(self.layers)} layers, upper {self.upper}"
+
+
+class BindMount(msgspec.Struct, frozen=True, kw_only=True, tag="bind"):
+    """Attach the host's tree at `source` to `target`; the target is made to fit (file or folder).
+
+    attributes: among "ro", "rro" (recursively), "nosuid", "nodev", "noexec".
+    propagation: "private", "slave" or "shared". create_source: make a missing folder.
+    """
+
+    source: str
+    target: str
+    attributes: tuple[str, ...] = ()
+    propagation: str = "private"
+    recursive: bool = True
+    create_source: bool = False
+
+    def __str__(self) -> str:
+        options = ",".join((*self.attributes, self.propagation))
+        return f"bind {self.source} -> {self.target} ({options})"
+
+
+class MountFilesystem(msgspec.Struct, frozen=True, kw_only=True, tag="mount"):
+    """Mount a new instance of a kernel file system.
+
+    options: "key=value" or "key", the file system's own. attributes: as for BindMount.
+    """
+
+    filesystem: str
+    target: str
+    options: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"mount {self.filesystem} -> {self.target} ({','.join((*self.attributes, *self.options))})"
+
+
+class MakeDevice(msgspec.Struct, frozen=True, kw_only=True, tag="device"):
+    """Make a device node. kind: "c" or "b"; mode: permission bits."""
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+
+    def __str__(self) -> str:
+        return f"device {self.path} {self.kind} {self.major}:{self.minor} {self.mode:04o}"
+
+
+class MakeSymlink(msgspec.Struct, frozen=True, kw_only=True, tag="symlink"):
+    path: str
+    destination: str
+
+    def __str__(self) -> str:
+        return f"symlink {self.path} -> {self.destination}"
+
+
+class MakeDirectory(msgspec.Struct, frozen=True, kw_only=True, tag="directory"):
+    """Make a folder and its parents where they are missing."""
+
+    path: str
+    mode: int = 0o755
+
+    def __str__(self) -> str:
+        return f"directory {self.path} {self.mode:04o}"
+
+
+class MaskPath(msgspec.Struct, frozen=True, kw_only=True, tag="mask"):
+    """Hide a path: an empty read-only tmpfs over a folder, /dev/null over a file; absent is fine."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"mask {self.path}"
+
+
+class ReadOnlyPath(msgspec.Struct, frozen=True, kw_only=True, tag="readonly"):
+    """Bind a path on itself, read-only; absent is fine."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"readonly {self.path}"
+
+
+class ReadOnlyRoot(msgspec.Struct, frozen=True, kw_only=True, tag="readonly-root"):
+    """Make the root mount itself read-only; the last of the mount steps."""
+
+    def __str__(self) -> str:
+        return "readonly /"
+
+
+Step = (
+    MountOverlay
+    | BindMount
+    | MountFilesystem
+    | MakeDevice
+    | MakeSymlink
+    | MakeDirectory
+    | MaskPath
+    | ReadOnlyPath
+    | ReadOnlyRoot
+)
+
+
+class DeviceRule(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a device cgroup's allow list. kind: "a", "b" or "c"; None is any number."""
+
+    kind: str
+    major: int | None
+    minor: int | None
+    access: str
+
+    def __str__(self) -> str:
+        major = "*" if self.major is None else self.major
+        minor = "*" if self.minor is None else self.minor
+        return f"{self.kind} {major}:{minor} {self.access}"
+
+
+class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a process is put and what is written there first.
+
+    directories: absolute, to be made (with parents) and joined: one in v2, one a hierarchy in v1.
+    controllers: v2 only, to be enabled in every parent.
+    writes: (absolute file, value) in order.
+    device_rules: the allow list; all else is denied. None leaves devices alone.
+    """
+
+    version: int
+    directories: tuple[str, ...]
+    controllers: tuple[str, ...] = ()
+    writes: tuple[tuple[str, str], ...] = ()
+    device_rules: tuple[DeviceRule, ...] | None = None
+
+
+class CapabilitySets(msgspec.Struct, frozen=True, kw_only=True):
+    """Capability numbers of the executed process (capabilities(7))."""
+
+    bounding: tuple[int, ...] = ()
+    effective: tuple[int, ...] = ()
+    permitted: tuple[int, ...] = ()
+    inheritable: tuple[int, ...] = ()
+    ambient: tuple[int, ...] = ()
+
+
+class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is executed and as whom. env: whole `NAME=value` entries. cwd: made if missing."""
+
+    args: tuple[str, ...]
+    env: tuple[bytes, ...]
+    cwd: str
+    user: User
+    capabilities: CapabilitySets
+    no_new_privs: bool
+    terminal: bool
+    oom_score_adj: int
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+
+
+class JoinNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """kind: "net", "ipc" or "uts"; path: its pin on the host."""
+
+    kind: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"join {self.kind} {self.path}"
+
+
+class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the init child does, in order: cgroup, namespaces, steps, process.
+
+    pid_namespace: "new", "host" or "join"; with "join", that of the task `pid_target`.
+    new_namespaces: kinds to unshare besides the mount namespace: "cgroup", "ipc", "uts".
+    log_path: absolute host path of the CRI log, or "" to discard output.
+    """
+
+    id: TaskId
+    cgroup: CgroupPlan
+    pid_namespace: str
+    pid_target: TaskId | None = None
+    namespaces: tuple[JoinNamespace, ...] = ()
+    new_namespaces: tuple[str, ...] = ()
+    steps: tuple[Step, ...]
+    process: ProcessPlan
+    stdin: bool = False
+    log_path: str = ""
+
+
+class PinNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """A namespace to be made and held by a bind mount. kind: "net", "ipc" or "uts"."""
+
+    kind: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"pin {self.kind} {self.path}"
+
+
+class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The namespaces of a pod. Made by a child that exits, or that stays as the pod's init.
+
+    pins: namespaces to make; hostname: for the new uts namespace.
+    sysctls: (name with slashes, value), written once all namespaces are new.
+    shm: (path, size in bytes) of the pod's /dev/shm, or None for the host's.
+    init: make a pid namespace whose first process reaps; it joins `cgroup`.
+    """
+
+    id: TaskId
+    pins: tuple[PinNamespace, ...]
+    hostname: str = ""
+    sysctls: tuple[tuple[str, str], ...] = ()
+    shm: tuple[str, int] | None = None
+    init: bool = False
+    cgroup: CgroupPlan
+
+
+class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A further process in a running container.
+
+    id: of the exec itself; container: the task whose namespaces are joined.
+    cgroup: the exec's own group below the container's, so that all it starts can be killed.
+    stdin: keep a pipe open to the caller; else /dev/null.
+    """
+
+    id: TaskId
+    container: TaskId
+    cgroup: CgroupPlan
+    process: ProcessPlan
+    stdin: bool = False
+
+
+def render_plan(plan: ContainerPlan | SandboxPlan) -> str:
+    """Return the plan as text, one step a line, in the order of execution."""
+    lines = [f"cgroup {path}" for path in plan.cgroup.directories]
+    lines += [f"write {value!r} to {path}" for path, value in plan.cgroup.writes]
+    if plan.cgroup.device_rules is not None:
+        lines += [f"allow {rule}" for rule in plan.cgroup.device_rules]
+    lines += _sandbox_lines(plan) if isinstance(plan, SandboxPlan) else _container_lines(plan)
+    return "\n".join(lines) + "\n"
+
+
+def _sandbox_lines(plan: SandboxPlan) -> list[str]:
+    lines = [str(pin) for pin in plan.pins]
+    lines += [f"hostname {plan.hostname}"] if plan.hostname else []
+    lines += [f"sysctl {name} = {value}" for name, value in plan.sysctls]
+    lines += [f"shm {plan.shm[0]} {plan.shm[1]} bytes"] if plan.shm else []
+    lines += ["init"] if plan.init else []
+    return lines
+
+
+def _container_lines(plan: ContainerPlan) -> list[str]:
+    process = plan.process
+    target = f" of {plan.pid_target}" if plan.pid_target else ""
+    return [
+        f"namespace pid {plan.pid_namespace}{target}",
+        *(str(namespace) for namespace in plan.namespaces),
+        *(f"namespace {kind} new" for kind in plan.new_namespaces),
+        *(str(step) for step in plan.steps),
+        f"user {process.user.uid}:{process.user.gid} groups {list(process.user.groups)}",
+        f"capabilities {' '.join(map(str, process.capabilities.effective))}",
+        f"cwd {process.cwd}",
+        f"exec {' '.join(process.args)}",
+    ]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a container's process is and what it may do (CRI LinuxContainerSecurityContext)."""
+
+import enum
+
+import msgspec
+
+
+class NamespaceMode(enum.Enum):
+    """CRI NamespaceMode."""
+
+    POD = 0
+    CONTAINER = 1
+    NODE = 2
+    TARGET = 3
+
+
+class NamespaceModes(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI NamespaceOption. `target_id` is set if and only if `pid` is TARGET."""
+
+    network: NamespaceMode = NamespaceMode.POD
+    pid: NamespaceMode = NamespaceMode.POD
+    ipc: NamespaceMode = NamespaceMode.POD
+    target_id: str = ""
+
+
+class SupplementalGroupsPolicy(enum.Enum):
+    """CRI SupplementalGroupsPolicy."""
+
+    MERGE = 0
+    STRICT = 1
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """A resolved identity: numbers only."""
+
+    uid: int = 0
+    gid: int = 0
+    groups: tuple[int, ...] = ()
+
+
+class ProfileType(enum.Enum):
+    """CRI SecurityProfile.ProfileType."""
+
+    RUNTIME_DEFAULT = 0
+    UNCONFINED = 1
+    LOCALHOST = 2
+
+
+class SecurityProfile(msgspec.Struct, frozen=True, kw_only=True):
+    type: ProfileType
+    localhost_ref: str = ""
+
+
+class ContainerSecurity(msgspec.Struct, frozen=True, kw_only=True):
+    """The security context of a container, as asked.
+
+    masked_paths, readonly_paths: absolute paths; empty means none (an unmasked /proc).
+    """
+
+    namespaces: NamespaceModes = NamespaceModes()
+    privileged: bool = False
+    run_as_user: int | None = None
+    run_as_username: str = ""
+    run_as_group: int | None = None
+    supplemental_groups: tuple[int, ...] = ()
+    supplemental_groups_policy: SupplementalGroupsPolicy = SupplementalGroupsPolicy.MERGE
+    readonly_rootfs: bool = False
+    no_new_privs: bool = False
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    add_ambient_capabilities: tuple[str, ...] = ()
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    seccomp: SecurityProfile | None = None
+    apparmor: SecurityProfile | None = None

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The private protocol: what daemon, spawner, init children and monitor say to each other.
+
+Every message is one SOCK_SEQPACKET packet of msgpack, a tagged struct, with descriptors beside it
+(SCM_RIGHTS) in the order given in the message's docstring. `request` numbers are chosen by the
+asking side and come back in the answer; messages without one are events.
+
+    daemon ──▶ spawner   Hello, StartSandbox, StartContainer, Exec, Signal, ReopenLog, Forget, ListTasks, Quit
+    spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Tasks, Done, Failed; event Exited
+    child ──▶ spawner    Reached, Broken, Ready; end-of-file after Ready means "executing"
+    spawner ──▶ monitor  Keep, Finish, Reopen, Drop, HandOver
+    monitor ──▶ spawner  Kept, HandedOver, Finished, Reopened
+
+Versions: WIRE_VERSION changes when a message changes its meaning. The spawner outlives daemon
+upgrades, so a daemon must speak the spawner's version or say clearly that it cannot.
+"""
+
+import msgspec
+
+from pycri.model.ids import TaskId
+from pycri.model.plan import ContainerPlan, ExecPlan, SandboxPlan
+
+WIRE_VERSION = 1
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One process the spawner keeps.
+
+    kind: "container" or "init" (of a pod). start_time: field 22 of /proc/PID/stat.
+    exit_code and finished_ns are set once it has ended: 0-255, 128+n for signal n.
+    streams: names of the stdio descriptors kept with it: "stdout", "stderr", "terminal", "stdin".
+    """
+
+    id: TaskId
+    kind: str
+    pid: int
+    start_time: int
+    log_path: str = ""
+    streams: tuple[str, ...] = ()
+    exit_code: int | None = None
+    finished_ns: int | None = None
+
+
+class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is written to /run/pycri/exits/ID when a task ends.
+
+    exit_code: 0-255; 128+n if signal n ended it; -1 when the kernel no longer has it.
+    """
+
+    version: int = 1
+    id: TaskId
+    exit_code: int
+    finished_ns: int
+
+
+class StageMark(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage reached by the child, `at_ns` on CLOCK_MONOTONIC."""
+
+    stage: str
+    at_ns: int
+
+
+# daemon -> spawner
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    version: int = WIRE_VERSION
+
+
+class StartSandbox(msgspec.Struct, frozen=True, kw_only=True, tag="start-sandbox"):
+    request: int
+    plan: SandboxPlan
+
+
+class StartContainer(msgspec.Struct, frozen=True, kw_only=True, tag="start-container"):
+    request: int
+    plan: ContainerPlan
+
+
+class Exec(msgspec.Struct, frozen=True, kw_only=True, tag="exec"):
+    request: int
+    plan: ExecPlan
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True, tag="signal"):
+    """Send a signal to a task; an ended one is no error."""
+
+    request: int
+    task: TaskId
+    signal: int
+
+
+class ReopenLog(msgspec.Struct, frozen=True, kw_only=True, tag="reopen-log"):
+    request: int
+    task: TaskId
+
+
+class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
+    """Drop an ended or unknown task and its exit record."""
+
+    request: int
+    task: TaskId
+
+
+class ListTasks(msgspec.Struct, frozen=True, kw_only=True, tag="list-tasks"):
+    request: int
+
+
+class Quit(msgspec.Struct, frozen=True, kw_only=True, tag="quit"):
+    """End spawner and monitor; refused while a task runs."""
+
+    request: int
+
+
+DaemonMessage = (
+    Hello | StartSandbox | StartContainer | Exec | Signal | ReopenLog | Forget | ListTasks | Quit
+)
+
+# spawner -> daemon
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
+    version: int
+    pid: int
+
+
+class SandboxStarted(msgspec.Struct, frozen=True, kw_only=True, tag="sandbox-started"):
+    """Descriptors: a NETLINK_ROUTE socket of the new network namespace, if one was made."""
+
+    request: int
+    init_pid: int | None
+    marks: tuple[StageMark, ...]
+
+
+class TaskStarted(msgspec.Struct, frozen=True, kw_only=True, tag="task-started"):
+    """A container or an exec is executing.
+
+    Descriptors (execs only): the caller's ends named in `streams`, in order.
+    """
+
+    request: int
+    pid: int
+    start_time: int
+    started_ns: int
+    streams: tuple[str, ...] = ()
+    marks: tuple[StageMark, ...]
+
+
+class Tasks(msgspec.Struct, frozen=True, kw_only=True, tag="tasks"):
+    request: int
+    tasks: tuple[TaskInfo, ...]
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    request: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """step: what was being done, as the plan prints it; errno 0 when no system call failed.
+
+    kind: "setup" (a step of the child), "not-found" (no such task), "state" (task not running).
+    """
+
+    request: int
+    kind: str
+    step: str
+    errno: int
+    reason: str
+
+
+class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
+    """A container, a pod's init or an exec has ended; its record is already durable."""
+
+    record: ExitRecord
+
+
+SpawnerMessage = Welcome | SandboxStarted | TaskStarted | Tasks | Done | Failed | Exited
+
+# child -> spawner
+
+
+class Reached(msgspec.Struct, frozen=True, kw_only=True, tag="reached"):
+    """Descriptor, with stage "terminal": the pty master; with stage "network": a netlink socket."""
+
+    stage: str
+    at_ns: int
+
+
+class Broken(msgspec.Struct, frozen=True, kw_only=True, tag="broken"):
+    step: str
+    errno: int
+    reason: str
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """All is set up; what follows is execve, or for a sandbox the end."""
+
+    at_ns: int
+
+
+ChildMessage = Reached | Broken | Ready
+
+# spawner -> monitor
+
+
+class Keep(msgspec.Struct, frozen=True, kw_only=True, tag="keep"):
+    """Pump and keep. Descriptors: the pidfd, then the task's streams in order."""
+
+    task: TaskInfo
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True, tag="finish"):
+    """The task has ended: write out what its streams still hold, then answer Finished."""
+
+    task: TaskId
+
+
+class Reopen(msgspec.Struct, frozen=True, kw_only=True, tag="reopen"):
+    request: int
+    task: TaskId
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True, tag="drop"):
+    task: TaskId
+
+
+class HandOver(msgspec.Struct, frozen=True, kw_only=True, tag="hand-over"):
+    """A new spawner asks for all that is kept: a Kept for each task, then HandedOver."""
+
+    version: int = WIRE_VERSION
+
+
+MonitorCommand = Keep | Finish | Reopen | Drop | HandOver
+
+# monitor -> spawner
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True, tag="kept"):
+    """Descriptors: as in Keep. `task.streams` names those still open."""
+
+    task: TaskInfo
+
+
+class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag="handed-over"):
+    pid: int
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    task: TaskId
+
+
+class Reopened(msgspec.Struct, frozen=True, kw_only=True, tag="reopened"):
+    """errno 0 when the new file is in use."""
+
+    request: int
+    errno: int
+
+
+MonitorReply = Kept | HandedOver | Finished | Reopened
