@@ -56,7 +56,8 @@ class MountFilesystem(msgspec.Struct, frozen=True, kw_only=True, tag="mount"):
     attributes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"mount {self.filesystem} -> {self.target} ({','.join((*self.attributes, *self.options))})"
+        options = ",".join((*self.attributes, *self.options))
+        return f"mount {self.filesystem} -> {self.target} ({options})"
 
 
 class MakeDevice(msgspec.Struct, frozen=True, kw_only=True, tag="device"):

@@ -84,7 +84,7 @@ class PodSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """One timed part of a call: `start_ns` on the wall clock, `duration_ns` on the monotonic one."""
+    """One timed part of a call: `start_ns` by the wall clock, `duration_ns` by the monotonic."""
 
     name: str
     start_ns: int

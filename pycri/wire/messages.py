@@ -5,7 +5,8 @@ Every message is one SOCK_SEQPACKET packet of msgpack, a tagged struct, with des
 (SCM_RIGHTS) in the order given in the message's docstring. `request` numbers are chosen by the
 asking side and come back in the answer; messages without one are events.
 
-    daemon ──▶ spawner   Hello, StartSandbox, StartContainer, Exec, Signal, ReopenLog, Forget, ListTasks, Quit
+    daemon ──▶ spawner   Hello, StartSandbox, StartContainer, Exec, Signal, ReopenLog, Forget,
+                         ListTasks, Quit
     spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Tasks, Done, Failed; event Exited
     child ──▶ spawner    Reached, Broken, Ready; end-of-file after Ready means "executing"
     spawner ──▶ monitor  Keep, Finish, Reopen, Drop, HandOver

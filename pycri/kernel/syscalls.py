@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""System calls that the standard library lacks. The only user of ctypes.
+
+Prototypes are declared once, here, at import. A wrapper is one call plus `_check`, arguments in
+the man page's order. Every failure is an OSError whose `filename` is the path, where there is one.
+Numbers are those of the unified table (asm-generic), the same on x86-64 and arm64.
+"""
+
+import ctypes  # noqa: TID251 - this is its one home
+import enum
+import os
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_RECURSIVE = 0x8000
+
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_int, _uint, _ulong, _char_p = ctypes.c_int, ctypes.c_uint, ctypes.c_ulong, ctypes.c_char_p
+_size, _long, _void_p = ctypes.c_size_t, ctypes.c_long, ctypes.c_void_p
+
+
+def _prototype(name: str, result: type, *arguments: type) -> ctypes._NamedFuncPointer:
+    function = getattr(_libc, name)
+    function.restype = result
+    function.argtypes = arguments
+    return function  # type: ignore[no-any-return]
+
+
+_unshare = _prototype("unshare", _int, _int)
+_setns = _prototype("setns", _int, _int, _int)
+_mount = _prototype("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
+_umount2 = _prototype("umount2", _int, _char_p, _int)
+_tee = _prototype("tee", ctypes.c_ssize_t, _int, _int, _size, _uint)
+_prctl = _prototype("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
+_sethostname = _prototype("sethostname", _int, _char_p, _size)
+_ioctl = _prototype("ioctl", _int, _int, _ulong, _void_p)
+
+# One foreign function per number: variadic syscall(2) needs argument types that differ.
+_syscall_address = ctypes.cast(_libc.syscall, _void_p).value or 0
+
+
+def _syscall(*arguments: type) -> ctypes._CFunctionType:
+    return ctypes.CFUNCTYPE(_long, _long, *arguments, use_errno=True)(_syscall_address)
+
+
+_open_tree = _syscall(_int, _char_p, _uint)
+_move_mount = _syscall(_int, _char_p, _int, _char_p, _uint)
+_fsopen = _syscall(_char_p, _uint)
+_fsconfig = _syscall(_int, _uint, _char_p, _char_p, _int)
+_fsmount = _syscall(_int, _uint, _uint)
+_openat2 = _syscall(_int, _char_p, _void_p, _size)
+_mount_setattr = _syscall(_int, _char_p, _uint, _void_p, _size)
+_pivot_root = _syscall(_char_p, _char_p)
+_capset = _prototype("capset", _int, _void_p, _void_p)
+
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
+
+
+def _check(result: int, path: str | None = None) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return result
+
+
+class Clone(enum.IntFlag):
+    """Namespace flags of unshare(2) and setns(2)."""
+
+    NEWNS = 0x00020000
+    NEWCGROUP = 0x02000000
+    NEWUTS = 0x04000000
+    NEWIPC = 0x08000000
+    NEWUSER = 0x10000000
+    NEWPID = 0x20000000
+    NEWNET = 0x40000000
+
+
+def unshare(flags: Clone) -> None:
+    """unshare(2). Needs CAP_SYS_ADMIN."""
+    _check(_unshare(flags))
+
+
+def setns(fd: int, flags: Clone) -> None:
+    """setns(2): join the namespace, or those of a pidfd's process; borrows `fd`."""
+    _check(_setns(fd, flags))
+
+
+class MountFlag(enum.IntFlag):
+    """Flags of mount(2) that are used here."""
+
+    RDONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    NOEXEC = 8
+    BIND = 4096
+    REC = 16384
+    PRIVATE = 1 << 18
+    SLAVE = 1 << 19
+    SHARED = 1 << 20
+
+
+def mount(source: str, target: str, filesystem: str, flags: MountFlag, data: str = "") -> None:
+    """mount(2)."""
+    result = _mount(
+        os.fsencode(source), os.fsencode(target), os.fsencode(filesystem), flags, os.fsencode(data)
+    )
+    _check(result, target)
+
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """umount(2) with flags."""
+    _check(_umount2(os.fsencode(target), flags), target)
+
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """open_tree(2). Returns a descriptor of the (cloned) tree, caller closes."""
+    return _check(_open_tree(_SYS_OPEN_TREE, dirfd, os.fsencode(path), flags), path)
+
+
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+
+
+def move_mount(from_dirfd: int, from_path: str, to_dirfd: int, to_path: str, flags: int) -> None:
+    """move_mount(2)."""
+    source, target = os.fsencode(from_path), os.fsencode(to_path)
+    _check(_move_mount(_SYS_MOVE_MOUNT, from_dirfd, source, to_dirfd, target, flags), to_path)
+
+
+def fsopen(filesystem: str) -> int:
+    """fsopen(2), close-on-exec. Returns a file system context, caller closes."""
+    return _check(_fsopen(_SYS_FSOPEN, os.fsencode(filesystem), 1), filesystem)
+
+
+class FsConfig(enum.IntEnum):
+    """Commands of fsconfig(2)."""
+
+    SET_FLAG = 0
+    SET_STRING = 1
+    CMD_CREATE = 6
+
+
+def fsconfig(fd: int, command: FsConfig, key: str | None, value: str | None) -> None:
+    """fsconfig(2); string values are limited to 255 bytes by the kernel."""
+    encoded_key = None if key is None else os.fsencode(key)
+    encoded_value = None if value is None else os.fsencode(value)
+    _check(_fsconfig(_SYS_FSCONFIG, fd, command, encoded_key, encoded_value, 0), key)
+
+
+class MountAttr(enum.IntFlag):
+    """Attributes of fsmount(2) and mount_setattr(2)."""
+
+    RDONLY = 0x1
+    NOSUID = 0x2
+    NODEV = 0x4
+    NOEXEC = 0x8
+
+
+def fsmount(fd: int, attributes: MountAttr) -> int:
+    """fsmount(2), close-on-exec. Returns a detached mount, caller closes."""
+    return _check(_fsmount(_SYS_FSMOUNT, fd, 1, attributes))
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount_setattr(
+    dirfd: int, path: str, flags: int, attributes: MountAttr, propagation: MountFlag
+) -> None:
+    """mount_setattr(2): set attributes and a propagation type (0 leaves it)."""
+    change = _MountAttributes(attributes, 0, propagation, 0)
+    result = _mount_setattr(
+        _SYS_MOUNT_SETATTR,
+        dirfd,
+        os.fsencode(path),
+        flags,
+        ctypes.byref(change),
+        ctypes.sizeof(change),
+    )
+    _check(result, path)
+
+
+class Resolve(enum.IntFlag):
+    """Flags of openat2(2)."""
+
+    NO_XDEV = 0x01
+    NO_MAGICLINKS = 0x02
+    NO_SYMLINKS = 0x04
+    BENEATH = 0x08
+    IN_ROOT = 0x10
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def openat2(dirfd: int, path: str, flags: int, mode: int, resolve: Resolve) -> int:
+    """openat2(2). Returns a descriptor, caller closes; O_CLOEXEC must be asked for."""
+    how = _OpenHow(flags, mode, resolve)
+    result = _openat2(_SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+    return _check(result, path)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _check(_pivot_root(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
+
+
+def sethostname(name: str) -> None:
+    """sethostname(2), in the caller's uts namespace."""
+    encoded = os.fsencode(name)
+    _check(_sethostname(encoded, len(encoded)))
+
+
+SPLICE_F_NONBLOCK = 2
+
+
+def tee(fd_in: int, fd_out: int, length: int, flags: int) -> int:
+    """tee(2): duplicate up to `length` bytes between pipes. Returns how many."""
+    return _check(_tee(fd_in, fd_out, length, flags))
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    """prctl(2), for the options python-prctl does not know."""
+    return _check(_prctl(option, arg2, arg3, 0, 0))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", _int))
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of the calling thread; the sets are bit masks of 64 bits."""
+    header = _CapabilityHeader(0x20080522, 0)
+    halves = (
+        _CapabilityData(
+            *(mask >> shift & 0xFFFFFFFF for mask in (effective, permitted, inheritable))
+        )
+        for shift in (0, 32)
+    )
+    data = (_CapabilityData * 2)(*halves)
+    _check(_capset(ctypes.byref(header), data))
+
+
+class _PidfdInfo(ctypes.Structure):
+    # struct pidfd_info, include/uapi/linux/pidfd.h, size 64 (PIDFD_INFO_SIZE_VER0)
+    _fields_ = (
+        ("mask", ctypes.c_uint64),
+        ("cgroupid", ctypes.c_uint64),
+        ("pid", ctypes.c_uint32),
+        ("tgid", ctypes.c_uint32),
+        ("ppid", ctypes.c_uint32),
+        ("ids", ctypes.c_uint32 * 8),
+        ("exit_code", ctypes.c_int32),
+    )
+
+
+_PIDFD_GET_INFO = 0xC0000000 | (ctypes.sizeof(_PidfdInfo) << 16) | (0xFF << 8) | 11
+_PIDFD_INFO_EXIT = 1 << 3
+
+
+def pidfd_exit_status(pidfd: int) -> int | None:
+    """Return the wait status of an ended process that somebody else has reaped.
+
+    None when the kernel does not say: the process still runs, is not reaped yet, or Linux < 6.15.
+    Source: ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h.
+    """
+    info = _PidfdInfo(mask=_PIDFD_INFO_EXIT)
+    _check(_ioctl(pidfd, _PIDFD_GET_INFO, ctypes.byref(info)))
+    return int(info.exit_code) if info.mask & _PIDFD_INFO_EXIT else None
