@@ -38,6 +38,14 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
 
 
+class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One unpacked layer in the store. digest: its diff id; the rest: what it occupies."""
+
+    digest: Digest
+    size_bytes: int
+    inodes: int
+
+
 class RegistryAuth(msgspec.Struct, frozen=True, kw_only=True):
     """CRI AuthConfig, decoded: `auth` (base64 of user:password) is already split."""
 
