@@ -13,6 +13,7 @@ PycriError
 ├── Denied               a registry refused the credentials
 ├── RegistryUnavailable  a registry cannot be reached or answers with a server error
 ├── CorruptImage         content that does not match its digest, or is not what it says
+├── InvalidSettings      a settings file is unreadable or wrong; names file and key
 └── SetupFailed          a step towards a running process failed; names step and errno
 """
 
@@ -79,6 +80,10 @@ class RegistryUnavailable(PycriError):
 
 class CorruptImage(PycriError):
     """Image content does not match its digest or is not what it claims to be."""
+
+
+class InvalidSettings(PycriError):
+    """A settings file cannot be read, or a key in it is unknown or wrong. Only at start."""
 
 
 class SetupFailed(PycriError):
