@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: one frozen tree, read once from TOML, defined only here.
+
+    /etc/pycri/config.toml        read first
+    /etc/pycri/config.d/*.toml    read after it in the order of their names; a later key wins
+
+Name, type, default and help of a setting are its line below: the loader, its error messages and
+the text of `pycri config --default` are derived from it. The environment is not read.
+"""
+
+import difflib
+import ipaddress
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from pycri.errors import InvalidSettings
+
+DEFAULT_PATH = Path("/etc/pycri/config.toml")
+
+AbsolutePath = Annotated[str, Meta(pattern=r"^/")]
+OptionalPath = Annotated[str, Meta(pattern=r"^(/.*)?$")]
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=15)]
+
+
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The built-in network: a bridge, an address range and a table of nftables."""
+
+    bridge: Annotated[Identifier, Meta(description="Name of the bridge pods are attached to.")] = (
+        "pycri0"
+    )
+    range: Annotated[
+        str,
+        Meta(description="IPv4 range of pod addresses, until UpdateRuntimeConfig names another."),
+    ] = "10.88.0.0/16"
+    table: Annotated[
+        Identifier, Meta(description="Name of the nftables table that holds our rules.")
+    ] = "pycri"
+    mtu: Annotated[
+        int, Meta(ge=576, le=65535, description="MTU of the bridge and of pod interfaces, bytes.")
+    ] = 1500
+
+    def __post_init__(self) -> None:
+        try:
+            size = ipaddress.IPv4Network(self.range).num_addresses
+        except ValueError as error:
+            raise ValueError(f"range: {error}") from error
+        if size < 4:
+            raise ValueError(f"range: {self.range!r} has no room for a gateway and a pod")
+
+
+class ImageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where images come from."""
+
+    registry_mirrors: Annotated[
+        dict[str, Annotated[str, Meta(pattern=r"^https?://")]],
+        Meta(description='Registry host to the URL asked in its place: "docker.io" = "http://…".'),
+    ] = {}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole tree. Paths not listed are derived from `state_dir` and `run_dir`."""
+
+    state_dir: Annotated[
+        AbsolutePath, Meta(description="Database, images and containers; survives a reboot.")
+    ] = "/var/lib/pycri"
+    run_dir: Annotated[
+        AbsolutePath, Meta(description="Sockets, pins and exit records; dies with the boot.")
+    ] = "/run/pycri"
+    socket: Annotated[
+        OptionalPath, Meta(description='The CRI endpoint; "" is pycri.sock in run_dir.')
+    ] = ""
+    cgroup_parent: Annotated[
+        AbsolutePath,
+        Meta(description="Cgroup of pods whose caller names no parent, below each hierarchy."),
+    ] = "/pycri"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="The least important lines still logged: debug, info, warning, error."),
+    ] = "info"
+    network: NetworkSettings = NetworkSettings()
+    images: ImageSettings = ImageSettings()
+
+    @property
+    def socket_path(self) -> str:
+        """The CRI endpoint."""
+        return self.socket or f"{self.run_dir}/pycri.sock"
+
+    @property
+    def pins_dir(self) -> str:
+        """Namespaces held by bind mounts."""
+        return f"{self.run_dir}/ns"
+
+    @property
+    def exits_dir(self) -> str:
+        """Exit records, one file a task."""
+        return f"{self.run_dir}/exits"
+
+    @property
+    def spawner_socket(self) -> str:
+        """Where the daemon reaches the spawner."""
+        return f"{self.run_dir}/spawner.sock"
+
+    @property
+    def monitor_socket(self) -> str:
+        """Where a new spawner reaches the monitor of a dead one."""
+        return f"{self.run_dir}/monitor.sock"
+
+    @property
+    def database_path(self) -> str:
+        return f"{self.state_dir}/pycri.db"
+
+    @property
+    def images_dir(self) -> str:
+        """Blobs and layers."""
+        return f"{self.state_dir}/images"
+
+    @property
+    def containers_dir(self) -> str:
+        """One folder a container: upper, work."""
+        return f"{self.state_dir}/containers"
+
+    @property
+    def pods_dir(self) -> str:
+        """One folder a pod: hostname, hosts, resolv.conf."""
+        return f"{self.state_dir}/pods"
+
+
+def load(path: Path | None = None) -> Settings:
+    """Read `path`, which must exist, or the default file, which may be absent; then its config.d.
+
+    Raises InvalidSettings, naming the file and the key.
+    """
+    main = path or DEFAULT_PATH
+    files = sorted((main.parent / "config.d").glob("*.toml"))
+    if path is not None or main.exists():
+        files.insert(0, main)
+    merged: dict[str, Any] = {}
+    for file in files:
+        table = _read_table(file)
+        _check_keys(file, table, Settings)
+        _convert(file, table)
+        _merge(merged, table)
+    return msgspec.convert(merged, Settings)
+
+
+def render_default() -> str:
+    """Return the defaults as TOML, each key under its help; it loads to the same tree."""
+    lines = ["# Settings of pycri. Every key is optional; these are the defaults.", ""]
+    return "\n".join([*lines, *_render_table(Settings(), "")])
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidSettings(f"{file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{file}: not TOML: {error}") from error
+
+
+def _check_keys(
+    file: Path, table: dict[str, Any], struct: type[msgspec.Struct], prefix: str = ""
+) -> None:
+    """Refuse unknown keys, with the nearest known one as a suggestion."""
+    known = {field.name: field for field in msgspec.structs.fields(struct)}
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]!s}?" if near else ""
+            raise InvalidSettings(f"{file}: {prefix}{key}: unknown key{hint}")
+        inner = known[key].default
+        if isinstance(inner, msgspec.Struct) and isinstance(value, dict):
+            _check_keys(file, value, type(inner), f"{prefix}{key}.")
+
+
+def _convert(file: Path, table: dict[str, Any]) -> None:
+    """Check types and ranges of one file; msgspec's "- at `$.a.b`" becomes "a.b: " in front."""
+    try:
+        msgspec.convert(table, Settings)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        where = re.search(r" - at `(?:key in )?\$\.?(.*)`$", text)
+        key = where[1] if where else ""
+        reason = text[: where.start()] if where else text
+        raise InvalidSettings(f"{file}: {key}: {reason}") from error
+
+
+def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _render_table(struct: msgspec.Struct, prefix: str) -> list[str]:
+    """Return scalars first, then each sub-table under its header, as TOML wants it."""
+    hints = get_type_hints(type(struct), include_extras=True)
+    scalars: list[str] = []
+    tables: list[str] = []
+    for field in msgspec.structs.fields(struct):
+        value = getattr(struct, field.name)
+        descriptions = [meta.description for meta in getattr(hints[field.name], "__metadata__", ())]
+        comment = [f"# {text}" for text in descriptions if text]
+        if isinstance(value, msgspec.Struct):
+            tables += [f"[{prefix}{field.name}]", *_render_table(value, f"{prefix}{field.name}.")]
+        elif isinstance(value, dict):
+            tables += [*comment, f"[{prefix}{field.name}]", ""]
+        else:
+            scalars += [*comment, f"{field.name} = {json.dumps(value)}", ""]
+    return scalars + tables
