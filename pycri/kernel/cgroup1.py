@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control groups, version 1 (Documentation/admin-guide/cgroup-v1)."""
+
+import os
+import signal
+from collections.abc import Callable
+
+from pycri.kernel import cgroups
+from pycri.model.plan import DeviceRule
+
+
+def create(directory: str) -> None:
+    """Make a group and its parents. New cpuset groups get their parent's cpus and nodes.
+
+    A cpuset group without them cannot take processes ("cpusets.rst", 1.3).
+    """
+    try:
+        os.mkdir(directory)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        create(os.path.dirname(directory))
+        create(directory)
+        return
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if os.path.exists(f"{directory}/{name}"):
+            with open(f"{os.path.dirname(directory)}/{name}") as file:
+                cgroups.write(f"{directory}/{name}", file.read())
+
+
+def allow_devices(directory: str, rules: tuple[DeviceRule, ...]) -> None:
+    """Deny all devices, then allow `rules` ("devices.rst")."""
+    cgroups.write(f"{directory}/devices.deny", "a")
+    for rule in rules:
+        cgroups.write(f"{directory}/devices.allow", str(rule))
+
+
+def kill(freezer: str, pause: Callable[[], None]) -> None:
+    """Kill every process of a freezer group and below; none can fork away meanwhile.
+
+    pause: called between two looks at the group's state.
+    """
+    if not os.path.isdir(freezer):
+        return
+    cgroups.write(f"{freezer}/freezer.state", "FROZEN")
+    try:
+        # FREEZING is enough: every task is stopped or about to be, at the next return to user mode.
+        for pid in cgroups.processes(freezer):
+            _kill(pid)
+    finally:
+        cgroups.write(f"{freezer}/freezer.state", "THAWED")
+    while left := cgroups.processes(freezer):
+        for pid in left:
+            _kill(pid)
+        pause()
+
+
+def oom_kills(memory: str) -> int:
+    """Return how often the kernel killed a process of this memory group for lack of memory."""
+    return cgroups.read_counter(f"{memory}/memory.oom_control", "oom_kill")
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control groups, version 2 (Documentation/admin-guide/cgroup-v2.rst)."""
+
+import os
+from collections.abc import Callable
+
+from pycri.kernel import cgroups
+
+
+def create(directory: str, root: str, controllers: tuple[str, ...]) -> None:
+    """Make a group and its parents below `root`, the controllers enabled in every parent."""
+    missing = os.path.relpath(directory, root).split("/")
+    current = root
+    for name in missing:
+        enabled = set(_read(f"{current}/cgroup.subtree_control").split())
+        wanted = [f"+{controller}" for controller in controllers if controller not in enabled]
+        if wanted:
+            cgroups.write(f"{current}/cgroup.subtree_control", " ".join(wanted))
+        current = f"{current}/{name}"
+        os.makedirs(current, exist_ok=True)
+
+
+def kill(directory: str, pause: Callable[[], None]) -> None:
+    """Kill every process of the group and below, and wait until none is left.
+
+    pause: called between two looks at the group.
+    """
+    try:
+        cgroups.write(f"{directory}/cgroup.kill", "1")
+    except FileNotFoundError:
+        return
+    while cgroups.read_counter(f"{directory}/cgroup.events", "populated"):
+        pause()
+
+
+def oom_kills(directory: str) -> int:
+    """Return how often the kernel killed a process of this group for lack of memory."""
+    return cgroups.read_counter(f"{directory}/memory.events", "oom_kill")
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()

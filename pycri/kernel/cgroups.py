@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both versions of control groups share: write, join, list, remove (cgroups(7))."""
+
+import os
+
+
+def write(path: str, value: str) -> None:
+    """Write one control file. The OSError names the file."""
+    with open(path, "w") as file:
+        file.write(value)
+
+
+def join(directory: str) -> None:
+    """Move the calling process into the group."""
+    write(f"{directory}/cgroup.procs", "0")
+
+
+def processes(directory: str) -> list[int]:
+    """Return the pids in the group and all groups below it; a missing group has none."""
+    pids: list[int] = []
+    for folder, _, _ in os.walk(directory):
+        try:
+            with open(f"{folder}/cgroup.procs") as file:
+                pids += [int(line) for line in file]
+        except (FileNotFoundError, OSError):
+            # ENODEV: the group was removed between the walk and the read.
+            continue
+    return pids
+
+
+def remove(directory: str) -> bool:
+    """Remove the group and all below it; absent is fine. False while a process is in it."""
+    for folder, _, _ in os.walk(directory, topdown=False):
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
+
+
+def read_counter(path: str, key: str) -> int:
+    """Return the number behind `key` in a flat-keyed file, 0 when file or key is missing."""
+    try:
+        with open(path) as file:
+            for line in file:
+                name, _, value = line.partition(" ")
+                if name == key:
+                    return int(value)
+    except FileNotFoundError:
+        pass
+    return 0

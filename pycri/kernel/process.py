@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes: fork, identity, exit codes, limits. The only user of os.fork."""
+
+import gc
+import os
+import resource
+import signal
+from collections.abc import Callable
+
+import prctl
+
+FORKED_CHILD_FAILED = 127
+
+
+def fork(child: Callable[[], object]) -> int:
+    """Fork; the child runs `child` and ends, whatever happens in it. Returns the child's pid.
+
+    The caller must have one thread. The child reports its failures itself: an exception that
+    comes out of `child` ends it with status 127 and is not printed.
+    """
+    pid = os.fork()  # noqa: TID251 - this is its one home
+    if pid:
+        return pid
+    status = FORKED_CHILD_FAILED
+    try:
+        gc.disable()
+        child()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def start_time(pid: int) -> int:
+    """Return when a process was started: field 22 of /proc/PID/stat, in clock ticks since boot.
+
+    Raises: ProcessLookupError or FileNotFoundError when there is no such process.
+    """
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The command in parentheses may hold anything, also spaces and parentheses.
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def exit_code(wait_status: int) -> int:
+    """Return a wait status as a shell would: the code, or 128 plus the signal."""
+    if os.WIFSIGNALED(wait_status):
+        return 128 + os.WTERMSIG(wait_status)
+    return os.WEXITSTATUS(wait_status)
+
+
+def reset_signals() -> None:
+    """Give every signal its default action and unblock all: what a new program expects.
+
+    Python ignores SIGPIPE and SIGXFSZ and handles SIGINT; ignored signals survive an exec.
+    """
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def become_subreaper() -> None:
+    """Adopt orphaned descendants (prctl(2) PR_SET_CHILD_SUBREAPER)."""
+    prctl.set_child_subreaper(1)
+
+
+def hide_from_tracing() -> None:
+    """Clear the dumpable flag: nobody in a namespace we join may ptrace us or read our memory."""
+    prctl.set_dumpable(0)
+
+
+def set_limit(name: str, soft: int, hard: int) -> None:
+    """Set one limit of setrlimit(2); name as there ("RLIMIT_NOFILE"), -1 is unlimited."""
+    resource.setrlimit(getattr(resource, name), (soft, hard))
+
+
+def write_oom_score_adj(value: int) -> None:
+    """Set the caller's /proc/self/oom_score_adj, -1000 to 1000."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(value))
+
+
+def find_program(name: str, path: str) -> list[str]:
+    """Return the paths execvp(3) would try for `name` with the PATH `path`."""
+    if "/" in name:
+        return [name]
+    return [f"{folder or '.'}/{name}" for folder in path.split(":")]

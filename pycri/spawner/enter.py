@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The child of an exec: joins a running container and executes.
+
+All namespaces are joined by the container's pidfd in one call, so no path of the container is
+opened and a container that ends meanwhile is noticed (setns(2)).
+"""
+
+import os
+from typing import NoReturn
+
+from pycri.kernel import process, terminal
+from pycri.kernel.syscalls import Clone, setns
+from pycri.model.plan import ExecPlan
+from pycri.spawner.execute import execute
+from pycri.spawner.init import Surroundings, enter_cgroups
+from pycri.spawner.report import Report
+
+_JOINED = Clone.NEWNS | Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWIPC | Clone.NEWNET
+
+
+def start_exec(
+    plan: ExecPlan,
+    pidfd: int,
+    stdio: tuple[int, int, int],
+    around: Surroundings,
+    report: Report,
+) -> NoReturn:
+    """Run in the forked child, which is already in the container's pid namespace."""
+    process.hide_from_tracing()
+    os.setsid()
+    enter_cgroups(plan.cgroup, report, around)
+    report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
+    process.write_oom_score_adj(plan.process.oom_score_adj)
+    report.reached("cgroup")
+    report.doing("join namespaces")
+    setns(pidfd, _JOINED)
+    if plan.process.terminal:
+        report.doing("terminal")
+        root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        master, slave = terminal.open_terminal(root_fd)
+        report.reached("terminal", (master,))
+        stdio = (slave, slave, slave)
+    execute(plan.process, stdio, report, around.last_capability)

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The init child of a container: applies a finished ContainerPlan and executes.
+
+In order: session, cgroups, namespaces, mounts (host's sources first, then the container's own
+empty mount namespace), root, identity, execve. Any failure is one message; the process then ends
+and the kernel takes its namespaces and mounts with it.
+"""
+
+import os
+from typing import NoReturn
+
+import msgspec
+
+from pycri.kernel import cgroup1, cgroup2, cgroups, mounts, namespaces, process, terminal
+from pycri.kernel.paths import make_file_beneath
+from pycri.kernel.syscalls import Clone, setns, unshare
+from pycri.model.plan import CgroupPlan, ContainerPlan
+from pycri.spawner.execute import execute
+from pycri.spawner.report import Report
+from pycri.spawner.steps import apply_steps, open_sources
+
+ROOT = "/root"
+"""Where the root is mounted in the empty mount namespace (`mounts.enter_empty_root`)."""
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What every child inherits from the spawner.
+
+    empty_mounts_fd: the mount namespace to start from. last_capability: highest number known.
+    """
+
+    empty_mounts_fd: int
+    overlay_append: bool
+    last_capability: int
+    cgroup2_root: str
+
+
+def start_container(
+    plan: ContainerPlan, stdio: tuple[int, int, int], around: Surroundings, report: Report
+) -> NoReturn:
+    """Run in the forked child. stdio: the child's ends; with a terminal they are replaced."""
+    process.hide_from_tracing()
+    os.setsid()
+    enter_cgroups(plan.cgroup, report, around)
+    report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
+    process.write_oom_score_adj(plan.process.oom_score_adj)
+    report.reached("cgroup")
+    for namespace in plan.namespaces:
+        report.doing(namespace)
+        namespaces.join(namespace.kind, namespace.path)
+    report.doing(f"new namespaces {' '.join(plan.new_namespaces)}")
+    namespaces.make_namespaces(plan.new_namespaces)
+    trees = open_sources(plan.steps, report, append=around.overlay_append)
+    report.reached("sources")
+    report.doing("mount namespace")
+    setns(around.empty_mounts_fd, Clone.NEWNS)
+    unshare(Clone.NEWNS)
+    root_fd = apply_steps(plan.steps, trees, ROOT, report)
+    if plan.process.terminal:
+        stdio = _open_terminal(root_fd, report)
+    report.doing("pivot_root")
+    mounts.pivot_into(root_fd)
+    report.reached("mounts")
+    execute(plan.process, stdio, report, around.last_capability)
+
+
+def enter_cgroups(plan: CgroupPlan, report: Report, around: Surroundings) -> None:
+    """Make the groups, write their limits, join them."""
+    for directory in plan.directories:
+        report.doing(f"cgroup {directory}")
+        if plan.version == 2:
+            cgroup2.create(directory, around.cgroup2_root, plan.controllers)
+        else:
+            cgroup1.create(directory)
+            if plan.device_rules is not None and os.path.exists(f"{directory}/devices.allow"):
+                cgroup1.allow_devices(directory, plan.device_rules)
+    for path, value in plan.writes:
+        report.doing(f"write {value!r} to {path}")
+        cgroups.write(path, value)
+    for directory in plan.directories:
+        report.doing(f"join cgroup {directory}")
+        cgroups.join(directory)
+
+
+def _open_terminal(root_fd: int, report: Report) -> tuple[int, int, int]:
+    """Open the container's pty, put it on /dev/console, send the master to the spawner."""
+    report.doing("terminal")
+    master, slave = terminal.open_terminal(root_fd)
+    console = mounts.clone_fd(slave)
+    target = make_file_beneath(root_fd, "/dev/console", 0o600)
+    mounts.attach(console, target)
+    report.reached("terminal", (master,))
+    for fd in (master, console, target):
+        os.close(fd)
+    return slave, slave, slave

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Apply the mount steps of a ContainerPlan beneath a container's root.
+
+Two passes, because the sources are the host's and the targets are not: `open_sources` clones
+every source as a detached tree while the host's mounts are still in sight; `apply_steps` attaches
+them beneath the root, from within the container's own, otherwise empty mount namespace.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+
+from pycri.kernel import mounts
+from pycri.kernel.paths import (
+    is_directory,
+    make_directory_beneath,
+    make_file_beneath,
+    open_beneath,
+)
+from pycri.model.plan import (
+    BindMount,
+    MakeDevice,
+    MakeDirectory,
+    MakeSymlink,
+    MaskPath,
+    MountFilesystem,
+    MountOverlay,
+    ReadOnlyPath,
+    ReadOnlyRoot,
+    Step,
+)
+from pycri.spawner.report import Report
+
+
+def open_sources(steps: Iterable[Step], report: Report, *, append: bool) -> list[int]:
+    """Make the overlay and clone each bind source, in the order of the steps.
+
+    append: the kernel knows overlay's "lowerdir+". Returns detached mounts, one for every
+    MountOverlay and BindMount; they die with the caller.
+    """
+    trees = []
+    for step in steps:
+        match step:
+            case BindMount():
+                report.doing(step)
+                trees.append(_open_source(step))
+            case MountOverlay():
+                report.doing(step)
+                trees.append(_open_overlay(step, append=append))
+    return trees
+
+
+def apply_steps(steps: Iterable[Step], trees: list[int], root_path: str, report: Report) -> int:
+    """Apply the steps in order. The first must be the MountOverlay, attached at `root_path`.
+
+    trees: as `open_sources` returned them. Returns an O_PATH descriptor of the root.
+    """
+    sources = iter(trees)
+    root_fd = -1
+    for step in steps:
+        report.doing(step)
+        match step:
+            case MountOverlay():
+                mounts.attach_at(next(sources), root_path)
+                root_fd = os.open(root_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            case BindMount():
+                _attach_source(root_fd, next(sources), step)
+            case MountFilesystem():
+                _mount_filesystem(root_fd, step)
+            case _:
+                _apply_entry(root_fd, step)
+    return root_fd
+
+
+def _open_source(step: BindMount) -> int:
+    if step.create_source:
+        os.makedirs(step.source, exist_ok=True)
+    tree = mounts.clone_tree(step.source, recursive=step.recursive)
+    # Propagation first: from here on nothing the host mounts below reaches a private tree.
+    mounts.set_propagation(tree, step.propagation)
+    mounts.set_attributes(tree, step.attributes)
+    return tree
+
+
+def _open_overlay(step: MountOverlay, *, append: bool) -> int:
+    if append:
+        return mounts.new_overlay(step.layers, step.upper, step.work)
+    return mounts.new_overlay_by_path(step.layers, step.upper, step.work, step.upper)
+
+
+def _attach_source(root_fd: int, tree: int, step: BindMount) -> None:
+    make = make_directory_beneath if is_directory(tree) else make_file_beneath
+    _attach(root_fd, tree, make(root_fd, step.target))
+
+
+def _mount_filesystem(root_fd: int, step: MountFilesystem) -> None:
+    tree = mounts.new_filesystem(step.filesystem, step.options, step.attributes)
+    _attach(root_fd, tree, make_directory_beneath(root_fd, step.target))
+
+
+def _attach(root_fd: int, tree: int, target: int) -> None:
+    """Attach a tree and close both descriptors."""
+    try:
+        mounts.attach(tree, target)
+    finally:
+        os.close(target)
+        os.close(tree)
+
+
+def _apply_entry(root_fd: int, step: Step) -> None:
+    match step:
+        case MakeDevice():
+            _make_device(root_fd, step)
+        case MakeSymlink():
+            _make_symlink(root_fd, step)
+        case MakeDirectory():
+            os.close(make_directory_beneath(root_fd, step.path, step.mode))
+        case MaskPath():
+            _mask(root_fd, step.path)
+        case ReadOnlyPath():
+            _make_readonly(root_fd, step.path)
+        case ReadOnlyRoot():
+            mounts.set_attributes(root_fd, ("ro",))
+
+
+def _make_device(root_fd: int, step: MakeDevice) -> None:
+    kind = stat.S_IFBLK if step.kind == "b" else stat.S_IFCHR
+    parent, _, name = step.path.rpartition("/")
+    parent_fd = make_directory_beneath(root_fd, parent)
+    try:
+        os.mknod(name, kind | step.mode, os.makedev(step.major, step.minor), dir_fd=parent_fd)
+        # mknod(2) honours the umask; the plan's mode and owner are exact.
+        os.chmod(name, step.mode, dir_fd=parent_fd)
+        if step.uid or step.gid:
+            os.chown(name, step.uid, step.gid, dir_fd=parent_fd, follow_symlinks=False)
+    finally:
+        os.close(parent_fd)
+
+
+def _make_symlink(root_fd: int, step: MakeSymlink) -> None:
+    parent, _, name = step.path.rpartition("/")
+    parent_fd = make_directory_beneath(root_fd, parent)
+    try:
+        os.symlink(step.destination, name, dir_fd=parent_fd)
+    except FileExistsError:
+        # The image or a volume brought its own.
+        pass
+    finally:
+        os.close(parent_fd)
+
+
+def _mask(root_fd: int, path: str) -> None:
+    """Cover a path with nothing. What covers a file is the null device itself, checked."""
+    try:
+        target = open_beneath(root_fd, path, os.O_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if is_directory(target):
+        tree = mounts.new_filesystem("tmpfs", ("nr_blocks=1", "nr_inodes=1"), ("ro",))
+    else:
+        null = open_beneath(root_fd, "/dev/null", os.O_PATH | os.O_NOFOLLOW)
+        try:
+            # CVE-2025-31133: an image must not pass another file off as /dev/null.
+            if not _is_null(null):
+                raise OSError(22, "is not the null device", "/dev/null")
+            tree = mounts.clone_fd(null)
+        finally:
+            os.close(null)
+    _attach(root_fd, tree, target)
+
+
+def _make_readonly(root_fd: int, path: str) -> None:
+    try:
+        target = open_beneath(root_fd, path, os.O_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    tree = mounts.clone_fd(target, recursive=True)
+    mounts.set_attributes(tree, ("ro",), recursive=True)
+    _attach(root_fd, tree, target)
+
+
+def _is_null(fd: int) -> bool:
+    status = os.fstat(fd)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3)
