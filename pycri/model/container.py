@@ -100,6 +100,14 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: int = 0
 
 
+class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command printed and how it ended. exit_code: 0-255; 128+n if signal n ended it."""
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+
+
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of one container.
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HostFacts: what this kernel and node can do, probed once at start by `kernel/features.py`."""
+"""The node: HostFacts, what its kernel can do, and the conditions the kubelet watches.
+
+Facts are probed once, at start, by `kernel/features.py`.
+"""
 
 import msgspec
 
@@ -32,3 +35,12 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux >= 6.15)."""
     apparmor: bool
     selinux: bool
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI RuntimeCondition. type: "RuntimeReady" or "NetworkReady"; reason: one word if false."""
+
+    type: str
+    status: bool
+    reason: str = ""
+    message: str = ""
