@@ -41,7 +41,7 @@ class BuildProtos(Command):
             f"--python_out={ROOT}",
             f"--grpc_python_out={ROOT}",
             f"--mypy_out=quiet:{ROOT}",
-            f"--mypy_grpc_out=quiet:{ROOT}",
+            f"--mypy_grpc_out=quiet,generate_concrete_servicer_stubs:{ROOT}",
             *(str(ROOT / path) for path in self.get_source_files()),
         ]
         if protoc.main(arguments) != 0:
