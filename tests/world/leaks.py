@@ -6,9 +6,9 @@ whole life, and a text for people. Leftovers are the keys of a later snapshot th
 lacks. The kernel frees some things late (a veth goes with its namespace), so `wait_clean` looks
 again until a deadline.
 
-On a host of its own a session answers for every new thing. While other sessions run beside it,
-only for what carries its mark: its id in a name, or a path below its folder. Things named in
-PYCRI_TEST_FOREIGN (words separated by ":") are never ours.
+On a host of its own a session answers for every new thing. While other sessions run beside it, or
+with PYCRI_TEST_SHARED_HOST set, only for what carries its mark: its id in a name, or a path below
+its folders.
 """
 
 import contextlib
@@ -239,9 +239,6 @@ def find_leftovers(before: Snapshot, after: Snapshot, scope: Scope) -> list[str]
 
 
 def _answers_for(text: str, scope: Scope, alone: bool) -> bool:
-    foreign = [word for word in os.environ.get("PYCRI_TEST_FOREIGN", "").split(":") if word]
-    if any(word in text for word in foreign):
-        return False
     return alone or any(mark in text for mark in scope.marks)
 
 
