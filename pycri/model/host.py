@@ -27,6 +27,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     cgroup1_mounts: dict[str, str]
     cgroup_controllers: frozenset[str]
     hugepage_sizes: tuple[str, ...]
+    """As in the names of hugetlb's files: "2MB", "1GB"."""
     min_oom_score_adj: int
     capabilities: frozenset[str]
     overlay_lowerdir_append: bool
@@ -44,3 +45,5 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     status: bool
     reason: str = ""
     message: str = ""
+    swap_limits: bool = False
+    """memory.memsw.limit_in_bytes (v1) or memory.swap.max (v2) exists below the root group."""
