@@ -6,6 +6,8 @@ the man page's order. Every failure is an OSError whose `filename` is the path, 
 Numbers are those of the unified table (asm-generic), the same on x86-64 and arm64.
 """
 
+from __future__ import annotations
+
 import ctypes  # noqa: TID251 - this is its one home
 import enum
 import os

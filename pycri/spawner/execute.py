@@ -79,7 +79,7 @@ def _execve(plan: ProcessPlan) -> NoReturn:
     failure: OSError = FileNotFoundError(2, "executable file not found in $PATH", name)
     for program in process.find_program(name, path):
         try:
-            os.execve(program, plan.args, env)
+            os.execve(program, plan.args, env)  # noqa: S606 - a shell would be the bug
         except (FileNotFoundError, NotADirectoryError) as error:
             if "/" in name:
                 failure = error

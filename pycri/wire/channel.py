@@ -47,9 +47,10 @@ class Channel:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
-    def receive(self, kind: type[T]) -> tuple[T, list[int]] | None:
-        """Receive one message of the union `kind` and its descriptors, which the caller closes.
+    def receive(self, decoder: msgspec.msgpack.Decoder[T]) -> tuple[T, list[int]] | None:
+        """Receive one message and its descriptors, which the caller closes.
 
+        decoder: one of those in `messages.py`, which say who may send what.
         Returns None at end-of-file. Raises BlockingIOError when non-blocking and nothing is there.
         """
         size = self._next_size()
@@ -63,7 +64,7 @@ class Channel:
             if level == socket.SOL_SOCKET and type_ == socket.SCM_RIGHTS:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
         try:
-            return msgspec.msgpack.decode(data, type=kind), fds.tolist()
+            return decoder.decode(data), fds.tolist()
         except msgspec.MsgspecError:
             for fd in fds:
                 os.close(fd)

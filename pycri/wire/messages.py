@@ -121,8 +121,11 @@ DaemonMessage = (
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
+    """pid, monitor: the process ids of spawner and monitor."""
+
     version: int
     pid: int
+    monitor: int
 
 
 class SandboxStarted(msgspec.Struct, frozen=True, kw_only=True, tag="sandbox-started"):
@@ -258,3 +261,11 @@ class Reopened(msgspec.Struct, frozen=True, kw_only=True, tag="reopened"):
 
 
 MonitorReply = Kept | HandedOver | Finished | Reopened
+
+# what each connection may carry; decoders are made once, and refuse anything else
+
+FROM_DAEMON: msgspec.msgpack.Decoder[DaemonMessage] = msgspec.msgpack.Decoder(DaemonMessage)
+FROM_SPAWNER: msgspec.msgpack.Decoder[SpawnerMessage] = msgspec.msgpack.Decoder(SpawnerMessage)
+FROM_CHILD: msgspec.msgpack.Decoder[ChildMessage] = msgspec.msgpack.Decoder(ChildMessage)
+TO_MONITOR: msgspec.msgpack.Decoder[MonitorCommand] = msgspec.msgpack.Decoder(MonitorCommand)
+FROM_MONITOR: msgspec.msgpack.Decoder[MonitorReply] = msgspec.msgpack.Decoder(MonitorReply)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probe HostFacts: what this kernel and this root can do. Asked once, at start."""
+
+import os
+import platform
+
+from pycri.kernel.capabilities import read_bounding, read_last_capability
+from pycri.kernel.syscalls import pidfd_exit_status
+from pycri.model.security import CAPABILITY_NAMES
+from pycri.model.host import HostFacts
+
+CGROUP_ROOT = "/sys/fs/cgroup"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def probe_host() -> HostFacts:
+    """Return the facts. Needs root; changes nothing."""
+    kernel = _kernel_version()
+    mounts1 = _cgroup1_mounts()
+    version = 2 if os.path.exists(f"{CGROUP_ROOT}/cgroup.controllers") else 1
+    controllers = (
+        frozenset(name for key in mounts1 for name in key.split(","))
+        if version == 1
+        else frozenset(_read(f"{CGROUP_ROOT}/cgroup.controllers").split())
+    )
+    bounding = read_bounding(read_last_capability())
+    return HostFacts(
+        kernel=kernel,
+        architecture=_ARCHITECTURES.get(platform.machine(), platform.machine()),
+        hostname=os.uname().nodename,
+        cgroup_version=version,
+        cgroup_root=CGROUP_ROOT,
+        cgroup1_mounts=mounts1,
+        cgroup_controllers=controllers,
+        hugepage_sizes=_hugepage_sizes(),
+        min_oom_score_adj=_lowest_oom_score_adj(),
+        capabilities=frozenset(CAPABILITY_NAMES[n] for n in bounding if n < len(CAPABILITY_NAMES)),
+        overlay_lowerdir_append=kernel >= (6, 8),
+        pidfd_exit_info=_has_pidfd_exit_info(),
+        apparmor=_read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
+        selinux=os.path.isdir("/sys/fs/selinux/class"),
+    )
+
+
+def _kernel_version() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
+def _cgroup1_mounts() -> dict[str, str]:
+    """Return the version 1 hierarchies: their controllers (or "name=...") and mount points."""
+    found = {}
+    for line in _read("/proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        filesystem, _, options = right.split(" ", 2)
+        if filesystem == "cgroup":
+            names = [o for o in options.split(",") if o not in ("rw", "ro", "xattr", "clone_children")]
+            names = [o for o in names if not o.startswith("release_agent=")]
+            found[",".join(names)] = left.split(" ")[4]
+    return found
+
+
+def _hugepage_sizes() -> tuple[str, ...]:
+    """Return sizes as the hugetlb controller spells them: "2MB", "1GB"."""
+    folder = "/sys/kernel/mm/hugepages"
+    sizes_kb = [int(name[10:-2]) for name in os.listdir(folder)] if os.path.isdir(folder) else []
+    return tuple(
+        f"{kb >> 20}GB" if kb >= 1 << 20 else f"{kb >> 10}MB" if kb >= 1024 else f"{kb}KB"
+        for kb in sorted(sizes_kb)
+    )
+
+
+def _lowest_oom_score_adj() -> int:
+    """Try to lower our own oom_score_adj: without CAP_SYS_RESOURCE it cannot sink (proc(5))."""
+    path = "/proc/self/oom_score_adj"
+    before = _read(path)
+    try:
+        with open(path, "w") as file:
+            file.write("-1000")
+    except OSError:
+        return int(before)
+    with open(path, "w") as file:
+        file.write(before)
+    return -1000
+
+
+def _has_pidfd_exit_info() -> bool:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        pidfd_exit_status(pidfd)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Children between fork and execve: their stdio, their report, what becomes of them.
+
+fork ──Reached*──▶ Ready ──end-of-file──▶ executing (a sandbox: done)
+  └─────Broken or end-of-file without Ready──▶ failed
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from pycri.kernel import namespaces, process
+from pycri.kernel.fds import close_all, close_inherited
+from pycri.kernel.syscalls import Clone, setns, unshare
+from pycri.model.ids import TaskId
+from pycri.model.plan import ContainerPlan, ExecPlan, SandboxPlan
+from pycri.spawner.enter import start_exec
+from pycri.spawner.init import Surroundings, start_container
+from pycri.spawner.report import Report
+from pycri.spawner.sandbox import start_sandbox
+from pycri.spawner.tasks import Task, new_task
+from pycri.wire.channel import Channel
+from pycri.wire.messages import FROM_CHILD, Broken, ChildMessage, Failed, Reached, Ready, StageMark
+
+DEV_NULL = "/dev/null"
+
+
+class Stdio:
+    """Pipes of one child: its own ends, and ours by name. Owns all until they are given away."""
+
+    def __init__(self, *, terminal: bool, stdin: bool) -> None:
+        null = os.open(DEV_NULL, os.O_RDWR | os.O_CLOEXEC)
+        self.child = [null]
+        self.ours: dict[str, int] = {}
+        self.ends = (null, null, null)
+        if terminal:
+            return
+        stdin_fd = self._pipe_in("stdin") if stdin else null
+        self.ends = (stdin_fd, self._pipe_out("stdout"), self._pipe_out("stderr"))
+
+    def close_child(self) -> None:
+        """Close the child's ends in the parent, so that end-of-file is seen when it ends."""
+        close_all(self.child)
+        self.child = []
+
+    def close(self) -> None:
+        """Close everything that was not given away."""
+        self.close_child()
+        close_all(self.ours.values())
+        self.ours = {}
+
+    def _pipe_out(self, name: str) -> int:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(ours, False)
+        return self._keep(name, ours, theirs)
+
+    def _pipe_in(self, name: str) -> int:
+        theirs, ours = os.pipe2(os.O_CLOEXEC)
+        return self._keep(name, ours, theirs)
+
+    def _keep(self, name: str, ours: int, theirs: int) -> int:
+        self.ours[name] = ours
+        self.child.append(theirs)
+        return theirs
+
+
+class Birth:
+    """One child that has not executed yet. Owns the report channel, the stdio, what it was sent.
+
+    settle: set by the server; called once the report has ended or the child is dead.
+    """
+
+    def __init__(self, pid: int, channel: Channel, stdio: Stdio) -> None:
+        self.pid = pid
+        self.channel = channel
+        self.stdio = stdio
+        self.settle: Callable[[], None] = lambda: None
+        self.marks = [StageMark(stage="fork", at_ns=time.monotonic_ns())]
+        self.received: dict[str, int] = {}
+        self._broken: Broken | None = None
+        self._ready = False
+
+    @property
+    def failed(self) -> bool:
+        """True when the child said so, or ended before it was ready."""
+        return self._broken is not None or not self._ready
+
+    def read(self) -> bool:
+        """Read what the child reports. Returns True once the report has ended."""
+        while True:
+            try:
+                received = self.channel.receive(FROM_CHILD)
+            except BlockingIOError:
+                return False
+            if received is None:
+                return True
+            self._note(*received)
+
+    def failure(self, request: int) -> Failed:
+        """Return what went wrong, as an answer to the daemon."""
+        last = self.marks[-1].stage
+        broken = self._broken or Broken(step=f"after {last}", errno=0, reason="it was killed")
+        return Failed(
+            request=request,
+            kind="setup",
+            step=broken.step,
+            errno=broken.errno,
+            reason=broken.reason,
+        )
+
+    def streams(self) -> dict[str, int]:
+        """Return our ends of the child's stdio by name; they stay this object's."""
+        terminal = self.received.get("terminal")
+        return self.stdio.ours if terminal is None else {"terminal": terminal}
+
+    def become_task(self, task_id: TaskId, kind: str, log_path: str) -> Task:
+        """Turn into a running task, which owns our ends of the stdio from here on."""
+        task = new_task(task_id, kind, self.pid, log_path, self.streams())
+        self.received.pop("terminal", None)
+        self.stdio.ours = {}
+        return task
+
+    def close(self) -> None:
+        """Close all that no task has taken."""
+        self.channel.close()
+        close_all(self.received.values())
+        self.received = {}
+        self.stdio.close()
+
+    def _note(self, message: ChildMessage, fds: list[int]) -> None:
+        match message:
+            case Reached():
+                self.marks.append(StageMark(stage=message.stage, at_ns=message.at_ns))
+                self.received.update(zip([message.stage], fds, strict=False))
+            case Broken():
+                self._broken = message
+            case Ready():
+                self._ready = True
+                self.marks.append(StageMark(stage="identity", at_ns=message.at_ns))
+
+
+class Nursery:
+    """Forks children and knows those that have not executed yet.
+
+    forget: run first in each child, to undo what would reach back into the spawner.
+    """
+
+    def __init__(self, around: Surroundings, forget: Callable[[], None]) -> None:
+        self._around = around
+        self._forget = forget
+        self._births: dict[int, Birth] = {}
+        self._own_pid_namespace = namespaces.open_own("pid")
+
+    def sandbox(self, plan: SandboxPlan) -> Birth:
+        """Fork the child that makes a pod's namespaces, for a shared one as its first process."""
+        stdio = Stdio(terminal=True, stdin=False)
+        mode = "new" if plan.init else "host"
+        return self._fork(stdio, mode, -1, partial(start_sandbox, plan, self._around))
+
+    def container(self, plan: ContainerPlan, target: int) -> Birth:
+        """Fork a container's init. target: pidfd of whose pid namespace to join, or -1."""
+        stdio = Stdio(terminal=plan.process.terminal, stdin=plan.stdin)
+        child = partial(start_container, plan, stdio.ends, self._around)
+        return self._fork(stdio, plan.pid_namespace, target, child)
+
+    def exec(self, plan: ExecPlan, target: int) -> Birth:
+        """Fork a further process of the container whose pidfd is `target`."""
+        stdio = Stdio(terminal=plan.process.terminal, stdin=plan.stdin)
+        child = partial(start_exec, plan, target, stdio.ends, self._around)
+        return self._fork(stdio, "join", target, child)
+
+    def find(self, pid: int) -> Birth | None:
+        """Return the birth of this pid, if it has not settled."""
+        return self._births.get(pid)
+
+    def remove(self, birth: Birth) -> None:
+        """Forget a birth that has settled."""
+        self._births.pop(birth.pid, None)
+
+    def _fork(
+        self, stdio: Stdio, mode: str, target: int, work: Callable[[Report], object]
+    ) -> Birth:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        keep = (theirs.fileno(), *stdio.child, target, self._around.empty_mounts_fd)
+
+        def child() -> None:
+            self._forget()
+            close_inherited(keep)
+            _report_work(Report(Channel(theirs)), work)
+
+        try:
+            with self._next_child_in(mode, target):
+                pid = process.fork(child)
+        except OSError:
+            stdio.close()
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        stdio.close_child()
+        ours.settimeout(0)
+        birth = self._births[pid] = Birth(pid, Channel(ours), stdio)
+        return birth
+
+    @contextmanager
+    def _next_child_in(self, mode: str, target: int) -> Iterator[None]:
+        """Let the next fork be born in another pid namespace, ours only again afterwards.
+
+        unshare and setns of a pid namespace change that of later children (pid_namespaces(7)),
+        so one fork does what runtimes with a fixed namespace need two for.
+        """
+        if mode == "host":
+            yield
+            return
+        if mode == "new":
+            unshare(Clone.NEWPID)
+        else:
+            setns(target, Clone.NEWPID)
+        try:
+            yield
+        finally:
+            setns(self._own_pid_namespace, Clone.NEWPID)
+
+
+def _report_work(report: Report, work: Callable[[Report], object]) -> None:
+    try:
+        work(report)
+    except Exception as error:  # noqa: BLE001 - the child's last resort: tell, then end
+        report.broken(error)
