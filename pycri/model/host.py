@@ -36,6 +36,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux >= 6.15)."""
     apparmor: bool
     selinux: bool
+    swap_limits: bool = False
+    """memory.memsw.limit_in_bytes (v1) or memory.swap.max (v2) exists below the root group."""
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,5 +47,3 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     status: bool
     reason: str = ""
     message: str = ""
-    swap_limits: bool = False
-    """memory.memsw.limit_in_bytes (v1) or memory.swap.max (v2) exists below the root group."""
