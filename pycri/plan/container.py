@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a container, and of an exec in one: every decision, put together.
+
+All that must be looked up on the host or in the image (the user, device nodes, paths) is looked
+up before, by the daemon, and comes in as ContainerInputs; from here on it is arithmetic.
+"""
+
+import msgspec
+
+from pycri.errors import InvalidRequest
+from pycri.model.container import ContainerRecord, ContainerSpec
+from pycri.model.host import HostFacts
+from pycri.model.ids import ContainerId, TaskId
+from pycri.model.image import ImageConfig
+from pycri.model.plan import (
+    CgroupPlan,
+    ContainerPlan,
+    ExecPlan,
+    JoinNamespace,
+    MountOverlay,
+    ProcessPlan,
+    Step,
+)
+from pycri.model.pod import PodRecord, PodSpec
+from pycri.model.security import NamespaceMode, User
+from pycri.plan.cgroups import cgroup_path, plan_cgroup, plan_exec_cgroup
+from pycri.plan.devices import HostDevice, plan_device_rules, plan_devices
+from pycri.plan.environment import process_args, process_env, working_directory
+from pycri.plan.mounts import drop_covered, plan_binds, plan_kernel_filesystems
+from pycri.plan.names import pod_hostname
+from pycri.plan.resources import oom_score_adj, plan_limits
+from pycri.plan.sandbox import PodPaths
+from pycri.plan.security import check_privileged, plan_capabilities, plan_path_protection
+
+
+class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container's plan is made from.
+
+    layers: host folders of the image's layers, topmost first; upper, work: of the overlay.
+    user, home: as `users.resolve_user` and `users.home_directory` found them.
+    volumes_dir: host folder for the volumes the image declares.
+    cgroup_parent: the daemon's, for a pod that names none.
+    host_devices: every node at or below a host_path of `spec.devices`; for a privileged
+        container all in /dev besides.
+    pid_target: the task behind `spec.security.namespaces.target_id`, of the same pod.
+    """
+
+    container_id: ContainerId
+    pod: PodRecord
+    pod_paths: PodPaths
+    spec: ContainerSpec
+    image: ImageConfig
+    layers: tuple[str, ...]
+    upper: str
+    work: str
+    volumes_dir: str
+    user: User
+    home: str = "/"
+    host: HostFacts
+    cgroup_parent: str
+    host_devices: tuple[HostDevice, ...] = ()
+    pid_target: TaskId | None = None
+
+
+def plan_container(inputs: ContainerInputs) -> ContainerPlan:
+    """Return the plan of a container.
+
+    Raises: InvalidRequest naming the field; Unsupported for what this node cannot do.
+    """
+    spec, host, security = inputs.spec, inputs.host, inputs.spec.security
+    check_privileged(security, pod_privileged=inputs.pod.spec.privileged)
+    pid_namespace, pid_target = _pid_namespace(inputs)
+    own_cgroup_view = host.cgroup_version == 2 and not security.privileged
+    return ContainerPlan(
+        id=TaskId(inputs.container_id),
+        cgroup=_plan_cgroup(inputs),
+        pid_namespace=pid_namespace,
+        pid_target=pid_target,
+        namespaces=tuple(
+            JoinNamespace(kind=kind, path=path) for kind, path in inputs.pod_paths.pins.items()
+        ),
+        # Version 1 shows the group by binds instead, as containerd does (`mounts.py`).
+        new_namespaces=("cgroup",) if own_cgroup_view else (),
+        steps=_plan_steps(inputs),
+        process=_plan_process(inputs),
+        stdin=spec.stdin,
+        log_path=container_log_path(inputs.pod.spec, spec),
+    )
+
+
+def plan_exec(
+    exec_id: TaskId,
+    record: ContainerRecord,
+    process: ProcessPlan,
+    command: tuple[str, ...],
+    host: HostFacts,
+) -> ExecPlan:
+    """Return the plan of an exec without terminal and stdin (CRI ExecSync).
+
+    process: of the container's own plan: the exec runs as the same user with the same rights,
+        variables and working directory.
+    Raises: InvalidRequest for an empty command.
+    """
+    if not command:
+        raise InvalidRequest("cmd", "must not be empty")
+    return ExecPlan(
+        id=exec_id,
+        container=TaskId(record.id),
+        cgroup=plan_exec_cgroup(record.cgroup, exec_id, host),
+        process=msgspec.structs.replace(process, args=command, terminal=False),
+    )
+
+
+def container_cgroup(inputs: ContainerInputs) -> str:
+    """Return the path of the container's group, as kept in ContainerRecord.cgroup."""
+    return cgroup_path(
+        inputs.pod.spec.cgroup_parent, inputs.cgroup_parent, inputs.pod.id, inputs.container_id
+    )
+
+
+def container_log_path(pod: PodSpec, spec: ContainerSpec) -> str:
+    """Return the absolute path of the CRI log; "" where pod or container names none."""
+    if not (pod.log_directory and spec.log_path):
+        return ""
+    return f"{pod.log_directory.rstrip('/')}/{spec.log_path.lstrip('/')}"
+
+
+def _pid_namespace(inputs: ContainerInputs) -> tuple[str, TaskId | None]:
+    """Return "new", "host" or "join", and with the last whose.
+
+    A container that asks for the pod's gets what the pod has: its init's, or the host's; in a pod
+    that shares none, one of its own.
+    """
+    pod_mode = inputs.pod.spec.namespaces.pid
+    match inputs.spec.security.namespaces.pid:
+        case NamespaceMode.TARGET:
+            if inputs.pid_target is None:
+                field = "config.linux.security_context.namespace_options.target_id"
+                raise InvalidRequest(field, "is missing")
+            return "join", inputs.pid_target
+        case NamespaceMode.POD if pod_mode is NamespaceMode.POD:
+            return "join", TaskId(inputs.pod.id)
+        case NamespaceMode.POD if pod_mode is NamespaceMode.NODE:
+            return "host", None
+        case NamespaceMode.NODE:
+            return "host", None
+        case _:
+            return "new", None
+
+
+def _plan_cgroup(inputs: ContainerInputs) -> CgroupPlan:
+    spec, path = inputs.spec, container_cgroup(inputs)
+    rules = plan_device_rules(
+        spec.devices, inputs.host_devices, privileged=spec.security.privileged
+    )
+    limits = plan_limits(spec.resources, path, inputs.host)
+    return plan_cgroup(path, inputs.host, limits, rules)
+
+
+def _plan_steps(inputs: ContainerInputs) -> tuple[Step, ...]:
+    spec, paths = inputs.spec, inputs.pod_paths
+    privileged = spec.security.privileged
+    defaults = (
+        *plan_kernel_filesystems(
+            paths.shm, container_cgroup(inputs), inputs.host, privileged=privileged
+        ),
+        *plan_devices(spec.devices, inputs.host_devices, privileged=privileged),
+    )
+    files = {
+        "/etc/hosts": paths.hosts,
+        "/etc/hostname": paths.hostname,
+        "/etc/resolv.conf": paths.resolv_conf,
+    }
+    return (
+        MountOverlay(layers=inputs.layers, upper=inputs.upper, work=inputs.work),
+        *drop_covered(defaults, spec.mounts),
+        *plan_binds(
+            spec.mounts,
+            files,
+            inputs.image.volumes,
+            inputs.volumes_dir,
+            read_only_files=spec.security.readonly_rootfs,
+        ),
+        *plan_path_protection(spec.security),
+    )
+
+
+def _plan_process(inputs: ContainerInputs) -> ProcessPlan:
+    spec, image, host = inputs.spec, inputs.image, inputs.host
+    return ProcessPlan(
+        args=process_args(spec, image),
+        env=process_env(spec, image, pod_hostname(inputs.pod.spec, host), inputs.home),
+        cwd=working_directory(spec, image),
+        user=inputs.user,
+        capabilities=plan_capabilities(spec.security, host),
+        no_new_privs=spec.security.no_new_privs,
+        terminal=spec.tty,
+        oom_score_adj=oom_score_adj(spec.resources, host),
+    )

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is mounted beneath a container's root, and in which order.
+
+    1  the root: layers and a writable upper folder            (container.py)
+    2  the kernel's file systems: /proc, /dev, /sys and below  (plan_kernel_filesystems)
+    3  nodes and links in /dev                                 (devices.py)
+    4  binds, shallow before deep: the pod's files in /etc,    (plan_binds)
+       the image's volumes, the request's mounts
+    5  masked and read-only paths, the root read-only          (security.py)
+
+The request wins: what it mounts at a path takes the place of the default there. Sources: OCI
+runtime-spec config-linux.md "Default Filesystems"; CRI Mount; containerd for the options.
+"""
+
+import posixpath
+from collections.abc import Iterable
+
+from pycri.errors import InvalidRequest
+from pycri.model.container import Mount, Propagation
+from pycri.model.host import HostFacts
+from pycri.model.plan import BindMount, MakeSymlink, MountFilesystem, ReadOnlyPath, Step
+from pycri.plan.cgroups import plan_cgroup
+
+_SAFE = ("nosuid", "nodev", "noexec")
+_CGROUP_ROOT = "/sys/fs/cgroup"
+_SHM = "/dev/shm"  # noqa: S108 - the pod's, not a temporary file of ours
+_PROPAGATION = {
+    Propagation.PRIVATE: "private",
+    Propagation.HOST_TO_CONTAINER: "slave",
+    Propagation.BIDIRECTIONAL: "shared",
+}
+
+
+def clean_path(path: str) -> str:
+    """Return the absolute path without empty, "." and ".." parts; "" is "/".
+
+    By text alone, to compare paths; what the path leads to is resolved beneath the root.
+    """
+    return "/" + posixpath.normpath(f"/{path}").lstrip("/")
+
+
+def is_beneath(path: str, folder: str) -> bool:
+    """Tell whether a clean path is `folder` or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def plan_kernel_filesystems(
+    shm: str, cgroup: str, host: HostFacts, *, privileged: bool
+) -> tuple[Step, ...]:
+    """Return /proc, /dev, /sys and what belongs below them, for a container's own namespaces.
+
+    shm: host path of the pod's shared memory, "" for the host's own (host IPC).
+    cgroup: the container's group, as in `cgroups.cgroup_path`.
+    """
+    read_only = () if privileged else ("ro",)
+    return (
+        MountFilesystem(filesystem="proc", target="/proc", attributes=_SAFE),
+        MountFilesystem(
+            filesystem="tmpfs",
+            target="/dev",
+            options=("mode=755", "size=65536k"),
+            attributes=("nosuid",),
+        ),
+        MountFilesystem(
+            filesystem="devpts",
+            target="/dev/pts",
+            options=("newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+            attributes=("nosuid", "noexec"),
+        ),
+        BindMount(source=shm or _SHM, target=_SHM, attributes=_SAFE if shm else ()),
+        MountFilesystem(filesystem="mqueue", target="/dev/mqueue", attributes=_SAFE),
+        MountFilesystem(filesystem="sysfs", target="/sys", attributes=(*read_only, *_SAFE)),
+        *_cgroup_steps(cgroup, host, read_only),
+    )
+
+
+def plan_binds(
+    mounts: tuple[Mount, ...],
+    files: dict[str, str],
+    volumes: tuple[str, ...],
+    volumes_dir: str,
+    *,
+    read_only_files: bool,
+) -> tuple[BindMount, ...]:
+    """Return all binds in the order to be made: shallow targets first.
+
+    files: container path to host path of the pod's own files in /etc.
+    volumes: paths the image declares; each gets an empty folder of its own in `volumes_dir`,
+        numbered in the order of the paths. The plan copies nothing into them: what the image
+        holds there is copied by whoever makes the folder before the start, as containerd does.
+    read_only_files: the pod's files cannot be written, as with a read-only root.
+    """
+    requested = [_bind(index, mount) for index, mount in enumerate(mounts)]
+    taken = {bind.target for bind in requested}
+    attributes = ("ro",) if read_only_files else ()
+    binds = [
+        BindMount(source=source, target=target, attributes=attributes)
+        for target, source in files.items()
+        if target not in taken
+    ]
+    declared = sorted({clean_path(volume) for volume in volumes} - {"/"})
+    binds += [
+        BindMount(source=f"{volumes_dir}/{number}", target=target, create_source=True)
+        for number, target in enumerate(declared)
+        if target not in taken
+    ]
+    return tuple(sorted(binds + requested, key=lambda bind: bind.target.count("/")))
+
+
+def drop_covered(steps: Iterable[Step], mounts: tuple[Mount, ...]) -> tuple[Step, ...]:
+    """Return the steps but those whose target lies at or below a requested mount.
+
+    So a request for the host's /dev gets that, with none of our nodes made in it.
+    """
+    covers = {clean_path(mount.container_path) for mount in mounts}
+    return tuple(
+        step for step in steps if not any(is_beneath(_target(step), cover) for cover in covers)
+    )
+
+
+def _target(step: Step) -> str:
+    match step:
+        case BindMount() | MountFilesystem():
+            return step.target
+        case _:
+            return getattr(step, "path", "/")
+
+
+def _bind(index: int, mount: Mount) -> BindMount:
+    field = f"config.mounts[{index}]"
+    target = clean_path(mount.container_path)
+    if target == "/":
+        raise InvalidRequest(f"{field}.container_path", "must not be the root")
+    attributes: tuple[str, ...] = ("ro",) if mount.readonly else ()
+    if mount.recursive_read_only:
+        if not mount.readonly:
+            raise InvalidRequest(f"{field}.recursive_read_only", "needs readonly")
+        if mount.propagation is not Propagation.PRIVATE:
+            raise InvalidRequest(f"{field}.recursive_read_only", "needs private propagation")
+        attributes = ("rro",)
+    return BindMount(
+        source=mount.host_path,
+        target=target,
+        attributes=attributes,
+        propagation=_PROPAGATION[mount.propagation],
+        # The CRI calls a missing source an error; containerd and CRI-O make it: so do we.
+        create_source=True,
+    )
+
+
+def _cgroup_steps(cgroup: str, host: HostFacts, read_only: tuple[str, ...]) -> list[Step]:
+    attributes = (*read_only, *_SAFE)
+    if host.cgroup_version == 2:
+        # With a cgroup namespace of its own the container sees its group as the root.
+        return [MountFilesystem(filesystem="cgroup2", target=_CGROUP_ROOT, attributes=attributes)]
+    steps: list[Step] = [
+        MountFilesystem(
+            filesystem="tmpfs", target=_CGROUP_ROOT, options=("mode=755",), attributes=_SAFE
+        )
+    ]
+    for source in plan_cgroup(cgroup, host).directories:
+        name = posixpath.basename(source.removesuffix(cgroup))
+        steps.append(
+            BindMount(source=source, target=f"{_CGROUP_ROOT}/{name}", attributes=attributes)
+        )
+    for controllers, mount in sorted(host.cgroup1_mounts.items()):
+        name = posixpath.basename(mount)
+        aliases = [alias for alias in controllers.split(",") if "=" not in alias]
+        steps += [
+            MakeSymlink(path=f"{_CGROUP_ROOT}/{alias}", destination=name)
+            for alias in aliases
+            if alias != name
+        ]
+    # Last, or there would be nowhere to make the mount points.
+    return [*steps, ReadOnlyPath(path=_CGROUP_ROOT)] if read_only else steps
