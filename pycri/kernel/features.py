@@ -6,11 +6,14 @@ import platform
 
 from pycri.kernel.capabilities import read_bounding, read_last_capability
 from pycri.kernel.syscalls import pidfd_exit_status
-from pycri.model.security import CAPABILITY_NAMES
 from pycri.model.host import HostFacts
+from pycri.model.security import CAPABILITY_NAMES
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+_CGROUP_OPTIONS = {"rw", "ro", "xattr", "clone_children", "noprefix", "release_agent"}
+"""What stands among the controllers in the options of a version 1 mount."""
 
 
 def probe_host() -> HostFacts:
@@ -54,8 +57,7 @@ def _cgroup1_mounts() -> dict[str, str]:
         left, _, right = line.partition(" - ")
         filesystem, _, options = right.split(" ", 2)
         if filesystem == "cgroup":
-            names = [o for o in options.split(",") if o not in ("rw", "ro", "xattr", "clone_children")]
-            names = [o for o in names if not o.startswith("release_agent=")]
+            names = [o for o in options.split(",") if o.partition("=")[0] not in _CGROUP_OPTIONS]
             found[",".join(names)] = left.split(" ")[4]
     return found
 

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's side of the private protocol: requests as coroutines, exits as callbacks.
+
+The spawner may die at any instant. Then every request that waits fails with Unavailable, a new
+spawner is started, which takes over from the monitor, and `replaced` is awaited so that the daemon
+compares what it believes with what still runs.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from pycri.config import Settings
+from pycri.errors import NotFound, SetupFailed, Unavailable, WrongState
+from pycri.kernel.fds import close_all
+from pycri.model.host import HostFacts
+from pycri.model.ids import TaskId
+from pycri.model.plan import ContainerPlan, ExecPlan, SandboxPlan
+from pycri.runtimes import launch
+from pycri.wire.channel import Channel
+from pycri.wire.messages import (
+    FROM_SPAWNER,
+    WIRE_VERSION,
+    DaemonMessage,
+    Done,
+    Exec,
+    Exited,
+    ExitRecord,
+    Failed,
+    Forget,
+    Hello,
+    ListTasks,
+    Quit,
+    ReopenLog,
+    SandboxStarted,
+    Signal,
+    SpawnerMessage,
+    StartContainer,
+    StartSandbox,
+    TaskInfo,
+    Tasks,
+    TaskStarted,
+    Welcome,
+)
+
+_HELLO_DEADLINE_S = 10.0
+
+T = TypeVar("T")
+
+
+class ExecProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """A running exec. streams: our ends by name ("stdout", "stderr", "stdin" or "terminal"),
+    which the receiver owns; exited: resolves to its record."""
+
+    pid: int
+    streams: dict[str, int]
+    exited: asyncio.Future[ExitRecord]
+
+
+class SpawnerClient:
+    """The connection to the spawner of the moment.
+
+    on_exit: called in the loop with each container's or pod init's exit record.
+    on_replaced: awaited after a new spawner has taken over.
+    """
+
+    def __init__(self, settings: Settings, host: HostFacts) -> None:
+        self._settings = settings
+        self._host = host
+        self._channel: Channel | None = None
+        self._waiting: dict[int, asyncio.Future[tuple[SpawnerMessage, list[int]]]] = {}
+        self._execs: dict[TaskId, asyncio.Future[ExitRecord]] = {}
+        self._next_request = 1
+        self._welcome: asyncio.Future[Welcome] | None = None
+        self._replacing: asyncio.Task[None] | None = None
+        self._closing = False
+        self.on_exit: Callable[[ExitRecord], None] = lambda _: None
+        self.on_replaced: Callable[[], Awaitable[None]] | None = None
+        self.pid = 0
+        self.monitor_pid = 0
+
+    async def attach(self, sock: socket.socket) -> None:
+        """Speak over a connected socket, which is taken. Raises Unavailable on another version."""
+        sock.settimeout(0)
+        self._channel = Channel(sock)
+        loop = asyncio.get_running_loop()
+        self._welcome = loop.create_future()
+        loop.add_reader(self._channel.fileno(), self._read)
+        self._channel.send(Hello())
+        async with asyncio.timeout(_HELLO_DEADLINE_S):
+            welcome = await self._welcome
+        if welcome.version != WIRE_VERSION:
+            raise Unavailable(
+                f"the running spawner speaks version {welcome.version} of the private protocol, "
+                f"this daemon {WIRE_VERSION}: end all pods before this upgrade"
+            )
+        self.pid, self.monitor_pid = welcome.pid, welcome.monitor
+
+    async def close(self) -> None:
+        """End the connection; spawner and containers go on."""
+        self._closing = True
+        if self._replacing:
+            self._replacing.cancel()
+        self._disconnect("the daemon is stopping")
+
+    async def start_sandbox(self, plan: SandboxPlan) -> tuple[SandboxStarted, int | None]:
+        """Make a pod's namespaces. Returns the answer and a netlink socket, caller closes."""
+        message, fds = await self._ask(lambda n: StartSandbox(request=n, plan=plan))
+        answer = _expect(message, SandboxStarted)
+        return answer, fds[0] if fds else None
+
+    async def start_container(self, plan: ContainerPlan) -> TaskStarted:
+        """Start a container. Raises SetupFailed with the step that failed."""
+        message, _ = await self._ask(lambda n: StartContainer(request=n, plan=plan))
+        return _expect(message, TaskStarted)
+
+    async def exec(self, plan: ExecPlan) -> ExecProcess:
+        """Start a further process in a running container."""
+        exited: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
+        self._execs[plan.id] = exited
+        try:
+            message, fds = await self._ask(lambda n: Exec(request=n, plan=plan))
+            answer = _expect(message, TaskStarted)
+        except BaseException:
+            self._execs.pop(plan.id, None)
+            raise
+        streams = dict(zip(answer.streams, fds, strict=True))
+        return ExecProcess(pid=answer.pid, streams=streams, exited=exited)
+
+    async def signal(self, task: TaskId, number: int) -> None:
+        """Send a signal to a task; one that has ended is fine."""
+        await self._ask(lambda n: Signal(request=n, task=task, signal=number))
+
+    async def reopen_log(self, task: TaskId) -> None:
+        """Let the monitor open the task's log file anew."""
+        message, _ = await self._ask(lambda n: ReopenLog(request=n, task=task))
+        _expect(message, Done)
+
+    async def forget(self, task: TaskId) -> None:
+        """Drop an ended task, its descriptors and its exit record."""
+        await self._ask(lambda n: Forget(request=n, task=task))
+
+    async def list_tasks(self) -> dict[TaskId, TaskInfo]:
+        """Return every task the spawner keeps, ended ones with their exit codes."""
+        message, _ = await self._ask(lambda n: ListTasks(request=n))
+        return {task.id: task for task in _expect(message, Tasks).tasks}
+
+    async def quit(self) -> None:
+        """End spawner and monitor. Raises WrongState while a task runs."""
+        self._closing = True
+        message, _ = await self._ask(lambda n: Quit(request=n))
+        _expect(message, Done)
+
+    async def _ask(
+        self, message: Callable[[int], DaemonMessage]
+    ) -> tuple[SpawnerMessage, list[int]]:
+        if self._channel is None:
+            raise Unavailable("the spawner is being replaced, try again")
+        number = self._next_request
+        self._next_request += 1
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._channel.send(message(number))
+        except OSError as error:
+            self._waiting.pop(number, None)
+            raise Unavailable(f"the spawner does not take requests: {error.strerror}") from error
+        answer: tuple[SpawnerMessage, list[int]] = await future
+        return answer
+
+    def _read(self) -> None:
+        assert self._channel is not None
+        try:
+            while received := self._channel.receive(FROM_SPAWNER):
+                self._dispatch(*received)
+        except BlockingIOError:
+            return
+        self._lost()
+
+    def _dispatch(self, message: SpawnerMessage, fds: list[int]) -> None:
+        match message:
+            case Exited(record=record):
+                self._exited(record)
+            case Welcome():
+                _settle(self._welcome, message)
+            case _:
+                if not _settle(self._waiting.pop(message.request, None), (message, fds)):
+                    close_all(fds)
+
+    def _exited(self, record: ExitRecord) -> None:
+        if record.id in self._execs:
+            _settle(self._execs.pop(record.id), record)
+        else:
+            self.on_exit(record)
+
+    def _lost(self) -> None:
+        self._disconnect("the spawner ended, try again")
+        if not self._closing:
+            self._replacing = asyncio.create_task(self._replace())
+
+    def _disconnect(self, reason: str) -> None:
+        if self._channel is not None:
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+        for future in self._waiting.values():
+            _fail(future, reason)
+        for exited in self._execs.values():
+            _fail(exited, reason)
+        self._waiting.clear()
+        self._execs.clear()
+
+    async def _replace(self) -> None:
+        sock = await asyncio.to_thread(launch.start, self._settings, self._host)
+        await self.attach(sock)
+        if self.on_replaced:
+            await self.on_replaced()
+
+
+def _settle(future: asyncio.Future[T] | None, result: T) -> bool:
+    """Resolve a future that somebody still waits for. Returns False when nobody does."""
+    if future is None or future.done():
+        return False
+    future.set_result(result)
+    return True
+
+
+def _fail(future: asyncio.Future[T], reason: str) -> None:
+    if not future.done():
+        future.set_exception(Unavailable(reason))
+        # The waiter may be gone; its exception is not worth a warning then.
+        future.exception()
+
+
+def _expect(message: SpawnerMessage, kind: type[T]) -> T:
+    if isinstance(message, kind):
+        return message
+    if isinstance(message, Failed):
+        if message.kind == "not-found":
+            raise NotFound("task", message.reason)
+        if message.kind == "state":
+            raise WrongState(message.reason)
+        raise SetupFailed(message.step, message.errno, message.reason)
+    raise Unavailable(f"unexpected answer {type(message).__name__} from the spawner")
