@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ContainerConfig to ContainerSpec."""
+
+import re
+
+from pycri.cri.api import runtime_v1_pb2 as pb
+from pycri.cri.decode import fields, resources, security
+from pycri.cri.decode.image import decode_image_spec
+from pycri.cri.signals import decode_signal
+from pycri.errors import InvalidRequest, Unsupported
+from pycri.model.container import ContainerMetadata, ContainerSpec, Device, Mount, Propagation
+from pycri.model.resources import Resources
+from pycri.model.security import ContainerSecurity
+
+_ENV_NAME = re.compile(r"[^=\x00]+")
+_PERMISSIONS = re.compile(r"[rwm]{1,3}")
+
+
+def decode_container_spec(message: pb.CreateContainerRequest) -> ContainerSpec:
+    """Return the container as asked. The sandbox_config sent along repeats the pod's: not read."""
+    if not message.HasField("config"):
+        raise InvalidRequest("config", "is missing")
+    config = message.config
+    if config.CDI_devices:
+        raise Unsupported("config.CDI_devices: CDI devices are not supported yet")
+    limits, context = _decode_linux(config.linux, "config.linux")
+    return ContainerSpec(
+        metadata=_decode_metadata(config),
+        image=decode_image_spec(config.image, "config.image"),
+        command=fields.arguments(config.command, "config.command"),
+        args=fields.arguments(config.args, "config.args"),
+        working_dir=fields.absolute_or_empty(config.working_dir, "config.working_dir"),
+        env=tuple(_decode_env(entry, f"config.envs[{i}]") for i, entry in enumerate(config.envs)),
+        mounts=tuple(
+            _decode_mount(mount, f"config.mounts[{i}]") for i, mount in enumerate(config.mounts)
+        ),
+        devices=tuple(
+            _decode_device(device, f"config.devices[{i}]")
+            for i, device in enumerate(config.devices)
+        ),
+        labels=dict(config.labels),
+        annotations=dict(config.annotations),
+        log_path=_decode_log_path(config.log_path, "config.log_path"),
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+        tty=config.tty,
+        resources=limits,
+        security=context,
+        stop_signal=decode_signal(config.stop_signal, "config.stop_signal"),
+    )
+
+
+def _decode_metadata(config: pb.ContainerConfig) -> ContainerMetadata:
+    if not config.HasField("metadata"):
+        raise InvalidRequest("config.metadata", "is missing")
+    name = fields.required(config.metadata.name, "config.metadata.name")
+    return ContainerMetadata(name=name, attempt=config.metadata.attempt)
+
+
+def _decode_linux(
+    message: pb.LinuxContainerConfig, path: str
+) -> tuple[Resources, ContainerSecurity]:
+    return (
+        resources.decode_resources(message.resources, f"{path}.resources"),
+        security.decode_container_security(message.security_context, f"{path}.security_context"),
+    )
+
+
+def _decode_env(message: pb.KeyValue, path: str) -> tuple[str, bytes]:
+    """Return name and value. Neither is quoted in an error: values are secrets often enough."""
+    if not _ENV_NAME.fullmatch(message.key):
+        raise InvalidRequest(f"{path}.key", 'is empty or holds "=" or a NUL character')
+    if b"\0" in message.value:
+        raise InvalidRequest(f"{path}.value", "holds a NUL character")
+    return message.key, message.value
+
+
+def _decode_mount(message: pb.Mount, path: str) -> Mount:
+    _refuse_later_mounts(message, path)
+    target = fields.absolute(message.container_path, f"{path}.container_path")
+    if not target.strip("/"):
+        raise InvalidRequest(f"{path}.container_path", "is the root itself")
+    propagation = fields.choice(message.propagation, f"{path}.propagation", Propagation)
+    if message.recursive_read_only:
+        where = f"{path}.recursive_read_only"
+        if not message.readonly:
+            raise InvalidRequest(where, "needs readonly")
+        if propagation is not Propagation.PRIVATE:
+            raise InvalidRequest(where, "needs propagation PRIVATE")
+    return Mount(
+        container_path=target,
+        host_path=fields.absolute(message.host_path, f"{path}.host_path"),
+        readonly=message.readonly,
+        recursive_read_only=message.recursive_read_only,
+        propagation=propagation,
+        selinux_relabel=message.selinux_relabel,
+    )
+
+
+def _refuse_later_mounts(message: pb.Mount, path: str) -> None:
+    """Refuse kinds of mounts that would otherwise show the wrong files, owners or flags."""
+    asked = {
+        "image": message.image.image,
+        "image_sub_path": message.image_sub_path,
+        "uidMappings": message.uidMappings,
+        "gidMappings": message.gidMappings,
+        "mount_options": message.mount_options,
+    }
+    for name, value in asked.items():
+        if value:
+            raise Unsupported(f"{path}.{name}: not supported yet")
+
+
+def _decode_device(message: pb.Device, path: str) -> Device:
+    if not _PERMISSIONS.fullmatch(message.permissions):
+        raise InvalidRequest(f"{path}.permissions", f"{message.permissions!r} is not among r, w, m")
+    return Device(
+        container_path=fields.absolute(message.container_path, f"{path}.container_path"),
+        host_path=fields.absolute(message.host_path, f"{path}.host_path"),
+        permissions=message.permissions,
+    )
+
+
+def _decode_log_path(text: str, path: str) -> str:
+    """Return a path inside the pod's log directory."""
+    if text.startswith("/"):
+        raise InvalidRequest(path, f"{text!r} is not relative to the pod's log_directory")
+    return fields.beneath(text, path)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image names and credentials."""
+
+import base64
+import binascii
+
+from pycri.cri.api import runtime_v1_pb2 as pb
+from pycri.cri.decode import fields
+from pycri.cri.decode.handlers import decode_runtime_handler
+from pycri.errors import InvalidRequest
+from pycri.model.container import ImageSpec
+from pycri.model.image import RegistryAuth
+
+
+def decode_image_spec(message: pb.ImageSpec, path: str) -> ImageSpec:
+    """Return the image as named; that the name is a reference is for `images/` to say."""
+    return ImageSpec(
+        image=fields.word(message.image, f"{path}.image"),
+        annotations=dict(message.annotations),
+        user_specified_image=fields.one_line(
+            message.user_specified_image, f"{path}.user_specified_image"
+        ),
+        runtime_handler=decode_runtime_handler(message.runtime_handler, f"{path}.runtime_handler"),
+    )
+
+
+def decode_auth(message: pb.PullImageRequest) -> RegistryAuth | None:
+    """Return the credentials, or None where all fields are empty. Errors never quote them."""
+    auth = message.auth
+    username, password = auth.username, auth.password
+    if auth.auth and not username:
+        username, password = _split_basic(auth.auth, "auth.auth")
+    decoded = RegistryAuth(
+        username=username,
+        password=password,
+        server_address=fields.one_line(auth.server_address, "auth.server_address"),
+        identity_token=auth.identity_token,
+        registry_token=auth.registry_token,
+    )
+    for name in ("username", "password", "identity_token", "registry_token"):
+        fields.one_line(getattr(decoded, name), f"auth.{name}")
+    return decoded if auth.ByteSize() else None
+
+
+def _split_basic(text: str, path: str) -> tuple[str, str]:
+    """Return user and password of base64("user:password")."""
+    try:
+        plain = base64.b64decode(text, validate=True).decode("utf-8").rstrip("\0")
+    except (binascii.Error, ValueError):
+        raise InvalidRequest(path, "is not base64 of user:password") from None
+    username, colon, password = plain.partition(":")
+    if not colon:
+        raise InvalidRequest(path, "is not base64 of user:password")
+    return username, password

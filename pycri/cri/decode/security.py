@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Namespaces, identities, capabilities and profiles of pods and containers.
+
+What would confine a container more than pycri does yet (user namespaces, localhost profiles,
+SELinux labels) is refused, never ignored.
+"""
+
+import re
+from collections.abc import Iterable
+
+from pycri.cri.api import runtime_v1_pb2 as pb
+from pycri.cri.decode import fields
+from pycri.errors import InvalidRequest, Unsupported
+from pycri.model.security import (
+    ContainerSecurity,
+    NamespaceMode,
+    NamespaceModes,
+    ProfileType,
+    SecurityProfile,
+    SupplementalGroupsPolicy,
+)
+
+_LARGEST_ID = (1 << 32) - 2
+"""(uid_t) -1 means "leave as it is" to the kernel, setresuid(2)."""
+_CAPABILITY = re.compile(r"[A-Z][A-Z_]*")
+_USERNAME = re.compile(r"[^\s:\x00-\x1f\x7f]{1,256}")
+
+
+def decode_namespaces(message: pb.NamespaceOption, path: str, *, pod: bool) -> NamespaceModes:
+    """Return the modes. Only a container may name a target; network and ipc are POD or NODE."""
+    modes = NamespaceModes(
+        network=_pod_or_node(message.network, f"{path}.network"),
+        pid=fields.choice(message.pid, f"{path}.pid", NamespaceMode),
+        ipc=_pod_or_node(message.ipc, f"{path}.ipc"),
+        target_id=fields.one_line(message.target_id, f"{path}.target_id"),
+    )
+    is_target = modes.pid is NamespaceMode.TARGET
+    if is_target and pod:
+        raise InvalidRequest(f"{path}.pid", "a pod cannot join a container")
+    if is_target != bool(modes.target_id):
+        raise InvalidRequest(f"{path}.target_id", "goes with pid TARGET and only with it")
+    if message.HasField("userns_options"):
+        _check_user_namespace(message.userns_options, f"{path}.userns_options")
+    return modes
+
+
+def _pod_or_node(value: int, path: str) -> NamespaceMode:
+    mode = fields.choice(value, path, NamespaceMode)
+    if mode not in (NamespaceMode.POD, NamespaceMode.NODE):
+        raise InvalidRequest(path, f"{mode.name} is neither POD nor NODE")
+    return mode
+
+
+def _check_user_namespace(message: pb.UserNamespace, path: str) -> None:
+    mode = _pod_or_node(message.mode, f"{path}.mode")
+    if mode is NamespaceMode.POD:
+        raise Unsupported(f"{path}.mode: user namespaces are not supported yet")
+    if message.uids or message.gids:
+        raise InvalidRequest(f"{path}.uids", "mode NODE takes no mappings")
+
+
+def check_selinux(message: pb.SELinuxOption, path: str) -> None:
+    """Refuse a label."""
+    if message.ByteSize():
+        raise Unsupported(f"{path}: SELinux labels are not supported yet")
+
+
+def decode_user_id(message: pb.Int64Value, path: str) -> int:
+    return fields.number(message.value, path, 0, _LARGEST_ID)
+
+
+def decode_groups(groups: Iterable[int], path: str) -> tuple[int, ...]:
+    return tuple(fields.number(g, f"{path}[{i}]", 0, _LARGEST_ID) for i, g in enumerate(groups))
+
+
+def decode_container_security(
+    message: pb.LinuxContainerSecurityContext, path: str
+) -> ContainerSecurity:
+    """Return the security context of a container.
+
+    A privileged container is unconfined whatever its profiles say (CRI, `privileged`).
+    """
+    _check_identity(message, path)
+    check_selinux(message.selinux_options, f"{path}.selinux_options")
+    seccomp = apparmor = None
+    if not message.privileged:
+        seccomp = _decode_seccomp(message, path)
+        apparmor = _decode_apparmor(message, path)
+    capabilities = message.capabilities
+    has_user, has_group = message.HasField("run_as_user"), message.HasField("run_as_group")
+    return ContainerSecurity(
+        namespaces=decode_namespaces(
+            message.namespace_options, f"{path}.namespace_options", pod=False
+        ),
+        privileged=message.privileged,
+        run_as_user=message.run_as_user.value if has_user else None,
+        run_as_username=message.run_as_username,
+        run_as_group=message.run_as_group.value if has_group else None,
+        supplemental_groups=decode_groups(
+            message.supplemental_groups, f"{path}.supplemental_groups"
+        ),
+        supplemental_groups_policy=fields.choice(
+            message.supplemental_groups_policy,
+            f"{path}.supplemental_groups_policy",
+            SupplementalGroupsPolicy,
+        ),
+        readonly_rootfs=message.readonly_rootfs,
+        no_new_privs=message.no_new_privs,
+        add_capabilities=_capabilities(
+            capabilities.add_capabilities, f"{path}.capabilities.add_capabilities"
+        ),
+        drop_capabilities=_capabilities(
+            capabilities.drop_capabilities, f"{path}.capabilities.drop_capabilities"
+        ),
+        add_ambient_capabilities=_capabilities(
+            capabilities.add_ambient_capabilities, f"{path}.capabilities.add_ambient_capabilities"
+        ),
+        masked_paths=_paths(message.masked_paths, f"{path}.masked_paths"),
+        readonly_paths=_paths(message.readonly_paths, f"{path}.readonly_paths"),
+        seccomp=seccomp,
+        apparmor=apparmor,
+    )
+
+
+def _check_identity(message: pb.LinuxContainerSecurityContext, path: str) -> None:
+    user, name = message.HasField("run_as_user"), message.run_as_username
+    if user:
+        decode_user_id(message.run_as_user, f"{path}.run_as_user")
+    if name and not _USERNAME.fullmatch(name):
+        raise InvalidRequest(f"{path}.run_as_username", f"{name!r} cannot be a user's name")
+    if name and user:
+        raise InvalidRequest(f"{path}.run_as_username", "cannot be given with run_as_user")
+    if message.HasField("run_as_group"):
+        check_group(message.run_as_group, f"{path}.run_as_group", has_user=user or bool(name))
+
+
+def check_group(message: pb.Int64Value, path: str, *, has_user: bool) -> None:
+    """Refuse a group without a user (CRI, `run_as_group`)."""
+    if not has_user:
+        raise InvalidRequest(path, "needs run_as_user or run_as_username")
+    decode_user_id(message, path)
+
+
+def _capabilities(names: Iterable[str], path: str) -> tuple[str, ...]:
+    return tuple(_capability(name, f"{path}[{i}]") for i, name in enumerate(names))
+
+
+def _capability(text: str, path: str) -> str:
+    """Return "ALL" or CAP_NAME; whether the kernel knows the name is for the plan to say."""
+    name = text.upper().removeprefix("CAP_")
+    if not _CAPABILITY.fullmatch(name):
+        raise InvalidRequest(path, f"{text!r} is not a capability")
+    return name if name == "ALL" else f"CAP_{name}"
+
+
+def _paths(texts: Iterable[str], path: str) -> tuple[str, ...]:
+    return tuple(fields.absolute(text, f"{path}[{i}]") for i, text in enumerate(texts))
+
+
+def _decode_seccomp(message: pb.LinuxContainerSecurityContext, path: str) -> SecurityProfile | None:
+    """Return the profile: the field, else the deprecated string; None is unconfined."""
+    if message.HasField("seccomp"):
+        return _profile(message.seccomp, f"{path}.seccomp")
+    return _named_profile(message.seccomp_profile_path, f"{path}.seccomp_profile_path")
+
+
+def _decode_apparmor(
+    message: pb.LinuxContainerSecurityContext, path: str
+) -> SecurityProfile | None:
+    if message.HasField("apparmor"):
+        return _profile(message.apparmor, f"{path}.apparmor")
+    return _named_profile(message.apparmor_profile, f"{path}.apparmor_profile")
+
+
+def _profile(message: pb.SecurityProfile, path: str) -> SecurityProfile:
+    kind = fields.choice(message.profile_type, f"{path}.profile_type", ProfileType)
+    if kind is ProfileType.LOCALHOST:
+        fields.required(message.localhost_ref, f"{path}.localhost_ref")
+        raise Unsupported(f"{path}.localhost_ref: profiles of the node are not supported yet")
+    return SecurityProfile(type=kind)
+
+
+def _named_profile(text: str, path: str) -> SecurityProfile | None:
+    """Return what the deprecated string names: "", runtime/default, unconfined, localhost/X."""
+    match text:
+        case "":
+            return None
+        case "runtime/default" | "docker/default":
+            return SecurityProfile(type=ProfileType.RUNTIME_DEFAULT)
+        case "unconfined":
+            return SecurityProfile(type=ProfileType.UNCONFINED)
+    if text.startswith("localhost/"):
+        raise Unsupported(f"{path}: profiles of the node are not supported yet")
+    raise InvalidRequest(path, f"{text!r} is not a profile")
