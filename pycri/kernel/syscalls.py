@@ -42,6 +42,7 @@ _unshare = _prototype("unshare", _int, _int)
 _setns = _prototype("setns", _int, _int, _int)
 _mount = _prototype("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
 _umount2 = _prototype("umount2", _int, _char_p, _int)
+_syncfs = _prototype("syncfs", _int, _int)
 _tee = _prototype("tee", ctypes.c_ssize_t, _int, _int, _size, _uint)
 _prctl = _prototype("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _sethostname = _prototype("sethostname", _int, _char_p, _size)
@@ -240,6 +241,11 @@ def sethostname(name: str) -> None:
     """sethostname(2), in the caller's uts namespace."""
     encoded = os.fsencode(name)
     _check(_sethostname(encoded, len(encoded)))
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): write back the whole file system that `fd` is on; borrows it."""
+    _check(_syncfs(fd))
 
 
 SPLICE_F_NONBLOCK = 2
