@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers on disk: one folder per diff id, whole or not there.
+
+    layers/<hex of diff id>/      a layer, verified and synced; never changed
+    layers/.partial-<random>/     being unpacked; of no worth after a crash
+    layers/.trash-<random>/       being removed
+
+A layer is unpacked into a partial folder, synced, renamed, and then has a row; one without a row or
+without a folder did not survive a crash and is removed when the store opens. Removal goes the
+other way: renamed, then the row, then the files, which may take long.
+
+`_moves` is held while a name in `layers/` and its row change together.
+"""
+
+import asyncio
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Collection, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from pycri.errors import OutOfResources, PycriError
+from pycri.images.content import ContentSource
+from pycri.images.joining import JoinedTasks, finish
+from pycri.images.manifest import Descriptor
+from pycri.images.unpacker import unpack_layer
+from pycri.model.ids import Digest
+from pycri.model.image import LayerRow
+from pycri.state.database import Database
+from pycri.state.records import delete_layer, load_layers, save_layer
+
+_UNPACKS_AT_ONCE: Final = 8
+
+
+class LayerStore:
+    """All layers of a node. `directory` is their folder."""
+
+    def __init__(self, directory: Path, database: Database) -> None:
+        self._directory = directory
+        self._database = database
+        self._rows: dict[Digest, LayerRow] = {}
+        self._fetches: JoinedTasks[Digest, None] = JoinedTasks()
+        self._slots = asyncio.Semaphore(_UNPACKS_AT_ONCE)
+        self._moves = asyncio.Lock()
+        self._removals: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Load the rows, and remove what a crash left half done."""
+        rows = await self._database.transact(load_layers)
+        lost = await asyncio.to_thread(_sweep, self._directory, {row.digest for row in rows})
+        self._rows = {row.digest: row for row in rows if row.digest not in lost}
+        for digest in lost:
+            await self._delete_row(digest)
+
+    async def close(self) -> None:
+        """Stop the fetches, and wait for removals under way."""
+        await self._fetches.close()
+        await asyncio.gather(*self._removals)
+
+    def __contains__(self, diff_id: Digest) -> bool:
+        return diff_id in self._rows
+
+    def digests(self) -> frozenset[Digest]:
+        """Return the diff ids of all whole layers."""
+        return frozenset(self._rows)
+
+    def path(self, diff_id: Digest) -> Path:
+        """Return the folder of a layer."""
+        return self._directory / diff_id.removeprefix("sha256:")
+
+    def size_bytes(self, diff_ids: Collection[Digest]) -> int:
+        """Return what these layers take on disk."""
+        return sum(self._rows[diff_id].size_bytes for diff_id in set(diff_ids))
+
+    def totals(self) -> tuple[int, int]:
+        """Return the bytes and the inodes of all layers."""
+        rows = self._rows.values()
+        return sum(row.size_bytes for row in rows), sum(row.inodes for row in rows)
+
+    async def fetch(self, source: ContentSource, blob: Descriptor, diff_id: Digest) -> None:
+        """Make a layer be there: at once, with another's fetch of it, or with our own.
+
+        Raises: CorruptImage, OutOfResources, SetupFailed; what the source raises.
+        """
+        while diff_id not in self._rows:
+            joining = self._fetches.is_running(diff_id)
+            try:
+                await self._fetches.run(diff_id, lambda: self._fetch(source, blob, diff_id))
+            except PycriError:
+                # Another image's registry or secret may fail where ours would not.
+                if not joining:
+                    raise
+
+    async def _fetch(self, source: ContentSource, blob: Descriptor, diff_id: Digest) -> None:
+        partial = self._directory / f".partial-{secrets.token_hex(8)}"
+        async with self._slots:
+            try:
+                await finish(asyncio.to_thread(os.mkdir, partial, 0o755))
+                row = await unpack_layer(source, blob, diff_id, partial)
+                await finish(self._publish(partial, row))
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise OutOfResources(f"no room for the layer: {error}") from error
+                raise
+            finally:
+                # There is none after a success.
+                await finish(asyncio.to_thread(_remove_tree, partial))
+
+    async def _publish(self, partial: Path, row: LayerRow) -> None:
+        async with self._moves:
+            await asyncio.to_thread(_rename_synced, partial, self.path(row.digest))
+            try:
+                await self._database.transact(lambda connection: save_layer(connection, row))
+            except BaseException:
+                await asyncio.to_thread(os.rename, self.path(row.digest), partial)
+                raise
+            self._rows[row.digest] = row
+
+    async def remove(self, unused: Collection[Digest]) -> None:
+        """Forget layers that nobody uses; their files are gone some time later."""
+        doomed = [self._rows.pop(digest) for digest in unused if digest in self._rows]
+        if doomed:
+            await finish(self._remove(doomed))
+
+    async def _remove(self, doomed: list[LayerRow]) -> None:
+        async with self._moves:
+            for row in doomed:
+                trash = self._directory / f".trash-{secrets.token_hex(8)}"
+                await asyncio.to_thread(os.rename, self.path(row.digest), trash)
+                await self._delete_row(row.digest)
+                self._run_aside(asyncio.to_thread(_remove_tree, trash))
+
+    async def _delete_row(self, digest: Digest) -> None:
+        await self._database.transact(lambda connection: delete_layer(connection, digest))
+
+    def _run_aside(self, removal: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(removal)
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+
+def _rename_synced(source: Path, target: Path) -> None:
+    os.rename(source, target)
+    fd = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(path: Path) -> None:
+    """Remove a folder; what cannot be removed now is swept at the next start."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(directory: Path, known: set[Digest]) -> set[Digest]:
+    """Remove what is no known layer; return the known ones that have no folder."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    wanted = {digest.removeprefix("sha256:"): digest for digest in known}
+    found = set(os.listdir(directory))
+    for name in found - set(wanted):
+        _remove_tree(directory / name)
+    return {digest for name, digest in wanted.items() if name not in found}

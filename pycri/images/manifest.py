@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Manifests, indexes and image configs: typed parsing, and the choice of a platform. Pure.
+
+    index ──one descriptor per platform──▶ manifest ──▶ config (its digest is the image's id)
+                                              └──────▶ layers, bottom first
+
+Docker's "manifest list" and "schema 2 manifest" are the same documents under other media types.
+Source: OCI image-spec (image-index.md, manifest.md, config.md), Docker image manifest v2 schema 2.
+"""
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from pycri.errors import CorruptImage, NotFound, Unsupported
+from pycri.model.ids import Digest, ImageId, is_digest
+from pycri.model.image import ImageConfig
+
+T = TypeVar("T")
+
+INDEX_TYPES: Final = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+)
+MANIFEST_TYPES: Final = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+_CONFIG_TYPES: Final = (
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+)
+_LAYER_PREFIXES: Final = (
+    "application/vnd.oci.image.layer.",
+    "application/vnd.docker.image.rootfs.",
+)
+_MOST_LAYERS: Final = 500
+"""What an overlay mount can stack (Linux, OVL_MAX_STACK)."""
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image is for, in Go's words. variant: "v7" and the like, or ""."""
+
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A pointer to content: its type, digest and size in bytes."""
+
+    media_type: str = ""
+    digest: Digest
+    size: int
+    platform: Platform | None = None
+    annotations: dict[str, str] | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One image for one platform; layers bottom first."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+class Index(msgspec.Struct, frozen=True, kw_only=True):
+    """Manifests (or further indexes), usually one a platform."""
+
+    manifests: tuple[Descriptor, ...]
+
+
+class ConfigFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An image configuration, as far as it matters here. diff_ids: bottom first."""
+
+    id: ImageId
+    platform: Platform
+    created: str
+    config: ImageConfig
+    diff_ids: tuple[Digest, ...]
+
+
+class _Document(msgspec.Struct, frozen=True, rename="camel"):
+    schema_version: int
+    media_type: str = ""
+    config: Descriptor | None = None
+    layers: tuple[Descriptor, ...] | None = None
+    manifests: tuple[Descriptor, ...] | None = None
+    fs_layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _RootFs(msgspec.Struct, frozen=True):
+    type: str = "layers"
+    diff_ids: tuple[Digest, ...] | None = None
+
+
+class _RawConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    env: tuple[str, ...] | None = None
+    working_dir: str | None = None
+    user: str | None = None
+    volumes: dict[str, msgspec.Raw] | None = None
+    stop_signal: str | None = None
+    labels: dict[str, str] | None = None
+
+
+class _RawConfigFile(msgspec.Struct, frozen=True):
+    architecture: str = ""
+    os: str = ""
+    variant: str = ""
+    created: str | None = None
+    config: _RawConfig | None = None
+    rootfs: _RootFs | None = None
+
+
+def parse_document(body: bytes, media_type: str) -> Manifest | Index:
+    """Return the manifest or index in `body`.
+
+    media_type: what the registry said; it and the document's own must agree with the content, so
+        that no two readers can see two images in it (CVE-2021-41190).
+    Raises: CorruptImage, Unsupported.
+    """
+    document = _decode(body, _Document, "manifest")
+    if document.schema_version == 1 or document.fs_layers is not msgspec.UNSET:
+        raise Unsupported("the image has a Docker schema 1 manifest; push it again as schema 2")
+    kind = document.media_type or media_type
+    if document.manifests is not None:
+        if document.layers is not None or document.config is not None or kind in MANIFEST_TYPES:
+            raise CorruptImage("the manifest claims to be an index and an image at once")
+        return Index(manifests=_checked(document.manifests))
+    if document.config is None or document.layers is None or kind in INDEX_TYPES:
+        raise CorruptImage("the manifest lacks its config, its layers or its manifests")
+    return _image_manifest(document.config, document.layers)
+
+
+def _image_manifest(config: Descriptor, layers: tuple[Descriptor, ...]) -> Manifest:
+    if config.media_type not in _CONFIG_TYPES:
+        raise Unsupported(f"not a container image: its config is {config.media_type!r}")
+    for layer in layers:
+        if not layer.media_type.startswith(_LAYER_PREFIXES) or "encrypted" in layer.media_type:
+            raise Unsupported(f"layers of type {layer.media_type!r} cannot be unpacked")
+    if len(layers) > _MOST_LAYERS:
+        raise Unsupported(f"the image has {len(layers)} layers; overlay can mount {_MOST_LAYERS}")
+    return Manifest(config=_checked((config,))[0], layers=_checked(layers))
+
+
+def _checked(descriptors: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+    for descriptor in descriptors:
+        if not is_digest(descriptor.digest):
+            raise CorruptImage(f"the manifest names {descriptor.digest!r}, not a sha256 digest")
+        if descriptor.size < 0:
+            raise CorruptImage(f"the manifest gives {descriptor.digest} a negative size")
+    return descriptors
+
+
+def parse_config(body: bytes, digest: Digest, layer_count: int) -> ConfigFile:
+    """Return the image configuration in `body`; it must name `layer_count` diff ids.
+
+    Raises: CorruptImage.
+    """
+    raw = _decode(body, _RawConfigFile, "config")
+    diff_ids = (raw.rootfs.diff_ids if raw.rootfs else None) or ()
+    if len(diff_ids) != layer_count:
+        raise CorruptImage(f"the config names {len(diff_ids)} layers, the manifest {layer_count}")
+    for diff_id in diff_ids:
+        if not is_digest(diff_id):
+            raise CorruptImage(f"the config names {diff_id!r}, not a sha256 digest")
+    return ConfigFile(
+        id=ImageId(digest),
+        platform=Platform(os=raw.os, architecture=raw.architecture, variant=raw.variant),
+        created=raw.created or "",
+        config=_image_config(raw.config or _RawConfig()),
+        diff_ids=diff_ids,
+    )
+
+
+def _image_config(raw: _RawConfig) -> ImageConfig:
+    # Docker writes null for whatever was not set.
+    return ImageConfig(
+        entrypoint=raw.entrypoint or (),
+        cmd=raw.cmd or (),
+        env=raw.env or (),
+        working_dir=raw.working_dir or "",
+        user=raw.user or "",
+        volumes=tuple(raw.volumes or ()),
+        stop_signal=raw.stop_signal or "",
+        labels=raw.labels or {},
+    )
+
+
+def _decode(body: bytes, kind: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptImage(f"the image's {what} cannot be read: {error}") from error
+
+
+def host_platform(machine: str) -> Platform:
+    """Return the platform of a node whose uname(2) machine is `machine`."""
+    known = {
+        "x86_64": ("amd64", ""),
+        "aarch64": ("arm64", "v8"),
+        "armv7l": ("arm", "v7"),
+        "armv6l": ("arm", "v6"),
+        "i686": ("386", ""),
+    }
+    architecture, variant = known.get(machine, (machine, ""))
+    return Platform(os="linux", architecture=architecture, variant=variant)
+
+
+def choose_platform(index: Index, host: Platform, name: str) -> Descriptor:
+    """Return the entry of `index` that suits `host` best; `name` is for the error.
+
+    The nearest variant wins, then the first in the index; an entry without a platform comes last.
+    Raises: NotFound if none suits.
+    """
+    ranked = [
+        (rank, place)
+        for place, entry in enumerate(index.manifests)
+        if (rank := _rank(entry.platform, host)) is not None
+    ]
+    if not ranked:
+        offered = ", ".join(str(entry.platform) for entry in index.manifests if entry.platform)
+        raise NotFound("image", f"{name} for {host} (there is: {offered or 'nothing'})")
+    return index.manifests[min(ranked)[1]]
+
+
+def suits(platform: Platform, host: Platform) -> bool:
+    """Tell whether an image whose config names `platform` runs on `host`; "" suits all."""
+    if not platform.architecture:
+        return True
+    return _rank(platform, host) is not None
+
+
+def _rank(platform: Platform | None, host: Platform) -> int | None:
+    """Return 0 for the best match, more for worse ones, None for no match."""
+    if platform is None:
+        return 1000
+    if (platform.os or "linux", platform.architecture) != (host.os, host.architecture):
+        return None
+    offered, wanted = _level(platform), _level(host)
+    # What was built for an older variant runs on a newer one, never the other way.
+    return wanted - offered if offered <= wanted else None
+
+
+def _level(platform: Platform) -> int:
+    """Return N of variant vN; without one the field's default: arm64 v8, arm v7, amd64 v1."""
+    default = {"arm64": 8, "arm": 7}.get(platform.architecture, 1)
+    number = platform.variant.removeprefix("v")
+    return int(number) if number.isdecimal() and number.isascii() else default

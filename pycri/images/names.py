@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images in memory, and the ways to name one. No I/O."""
+
+import re
+from typing import Final
+
+import msgspec
+
+from pycri.errors import InvalidRequest
+from pycri.images.reference import parse_reference
+from pycri.model.ids import ImageId
+from pycri.model.image import Image
+
+_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
+
+
+class ImageNames:
+    """Images by id, tag and digest."""
+
+    def __init__(self) -> None:
+        self._images: dict[ImageId, Image] = {}
+        self._by_name: dict[str, ImageId] = {}
+
+    def images(self) -> tuple[Image, ...]:
+        """Return all images, in the order in which they came."""
+        return tuple(self._images.values())
+
+    def put(self, image: Image) -> None:
+        """Add an image, or what has become of one."""
+        self._images[image.id] = image
+        self._index()
+
+    def discard(self, image_id: ImageId) -> None:
+        """Forget an image; one that is not there is fine."""
+        self._images.pop(image_id, None)
+        self._index()
+
+    def find(self, name: str) -> Image | None:
+        """Return the image with this name: a reference, short or full; an id or its beginning.
+
+        A name comes before the beginning of an id, and that must fit one image only.
+        """
+        image_id = self._by_name.get(name) or self._by_name.get(_full(name))
+        if image_id is not None:
+            return self._images[image_id]
+        if not (match := _ID.fullmatch(name)):
+            return None
+        fitting = [image_id for image_id in self._images if image_id[7:].startswith(match[1])]
+        return self._images[fitting[0]] if len(fitting) == 1 else None
+
+    def with_pulled(self, pulled: Image) -> tuple[Image, ...]:
+        """Return the images that change when `pulled` is there: itself first, with the names it
+        had, then those that lose a tag to it."""
+        known = self._images.get(pulled.id)
+        tags, digests = (known.tags, known.digests) if known else ((), ())
+        merged = msgspec.structs.replace(
+            pulled,
+            tags=tuple(dict.fromkeys((*tags, *pulled.tags))),
+            digests=tuple(dict.fromkeys((*digests, *pulled.digests))),
+        )
+        losers = (
+            msgspec.structs.replace(
+                image, tags=tuple(t for t in image.tags if t not in pulled.tags)
+            )
+            for image in self._images.values()
+            if image.id != pulled.id and set(image.tags) & set(pulled.tags)
+        )
+        return merged, *losers
+
+    def _index(self) -> None:
+        self._by_name = {
+            name: image.id
+            for image in self._images.values()
+            for name in (*image.tags, *image.digests, image.id)
+        }
+
+
+def _full(name: str) -> str:
+    try:
+        return str(parse_reference(name))
+    except InvalidRequest:
+        return ""

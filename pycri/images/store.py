@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a node: pull, import, find, remove, collect garbage.
+
+An image is listed when all its layers are whole on disk and its row is; never before. Reads are of
+memory only. Names move: a tag that a pull gives to another image leaves the old one listed without
+it, by its digests and its id. Removal by any name removes the image with all its names; layers that
+no image has, no container uses and no pull is about to use are then removed aside.
+
+`_changes` is held from reading an image's names to the end of the transaction that changes them.
+"""
+
+import asyncio
+import hashlib
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Final
+
+from pycri.errors import CorruptImage, InvalidRequest, Unsupported
+from pycri.images.content import ContentSource, Document
+from pycri.images.joining import JoinedTasks
+from pycri.images.layers import LayerStore
+from pycri.images.layout import LayoutSource
+from pycri.images.manifest import (
+    ConfigFile,
+    Descriptor,
+    Manifest,
+    Platform,
+    choose_platform,
+    parse_config,
+    parse_document,
+    suits,
+)
+from pycri.images.names import ImageNames
+from pycri.images.reference import Reference, parse_reference
+from pycri.images.registry import RegistryClient
+from pycri.model.ids import Digest
+from pycri.model.image import FilesystemUsage, Image, RegistryAuth
+from pycri.state.database import Database
+from pycri.state.records import delete_image, load_images, save_image
+
+_LAYERS_AT_ONCE: Final = 3
+_DEEPEST_INDEX: Final = 4
+_LONGEST_CONFIG: Final = 8 * 1024 * 1024
+
+
+class ImageStore:
+    """All images of a node.
+
+    directory: `layers/` is made in it. layers_in_use: diff ids that containers are mounted on.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        database: Database,
+        *,
+        platform: Platform,
+        registry: RegistryClient,
+        layers_in_use: Callable[[], frozenset[Digest]],
+    ) -> None:
+        self._directory = directory
+        self._database = database
+        self._platform = platform
+        self._registry = registry
+        self._layers_in_use = layers_in_use
+        self._layers = LayerStore(directory / "layers", database)
+        self._names = ImageNames()
+        self._pulls: JoinedTasks[tuple[str, RegistryAuth | None], Image] = JoinedTasks()
+        self._held: Counter[Digest] = Counter()
+        self._changes = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Load what is stored; remove what a crash left half done, or took a part of."""
+        await self._layers.open()
+        for image in await self._database.transact(load_images):
+            if all(layer in self._layers for layer in image.layers):
+                self._names.put(image)
+            else:
+                await self._delete_row(image)
+        await self.collect_garbage()
+
+    async def close(self) -> None:
+        """Cancel pulls, wait for removals. The registry client is the caller's to close."""
+        await self._pulls.close()
+        await self._layers.close()
+
+    def images(self) -> tuple[Image, ...]:
+        """Return all images, oldest first."""
+        return self._names.images()
+
+    def find(self, name: str) -> Image | None:
+        """Return the image a user means: by tag, digest, id, or the beginning of an id."""
+        return self._names.find(name)
+
+    def layer_paths(self, image: Image) -> tuple[str, ...]:
+        """Return the folders of the layers for an overlay mount, topmost first.
+
+        Overlay refuses a folder twice. Of a layer that an image has twice the lower one is left
+        out: all it says, whiteouts too, is said again above.
+        """
+        topmost_first = dict.fromkeys(reversed(image.layers))
+        return tuple(str(self._layers.path(layer)) for layer in topmost_first)
+
+    def usage(self) -> FilesystemUsage:
+        """Return what the images take on disk, from memory."""
+        used_bytes, inodes = self._layers.totals()
+        return FilesystemUsage(
+            timestamp_ns=time.time_ns(),
+            mountpoint=str(self._directory),
+            used_bytes=used_bytes,
+            inodes_used=inodes,
+        )
+
+    async def pull(self, name: str, auth: RegistryAuth | None) -> Image:
+        """Fetch an image from its registry, or join the pull of it under way with this `auth`.
+
+        A caller that is cancelled leaves; the last one to leave cancels the pull. After a failure
+        nothing is left of it.
+        Raises: InvalidRequest, NotFound, Denied, RegistryUnavailable, TimedOut, CorruptImage,
+            Unsupported, OutOfResources, SetupFailed.
+        """
+        reference = parse_reference(name)
+        source = self._registry.source(reference, auth)
+        return await self._pulls.run((str(reference), auth), lambda: self._fetch(source, reference))
+
+    async def import_layout(self, path: Path, name: str) -> Image:
+        """Store an image from an OCI layout, a folder or a tar, under the name `name`.
+
+        Raises: InvalidRequest, CorruptImage, Unsupported, NotFound, OutOfResources, SetupFailed.
+        """
+        reference = parse_reference(name)
+        if reference.digest:
+            raise InvalidRequest("image", "an import needs a tag; its digest is what it is")
+        return await self._fetch(LayoutSource(path, reference, self._platform), reference)
+
+    async def remove(self, name: str) -> None:
+        """Remove the image with all its names; one that is not there is fine."""
+        async with self._changes:
+            image = self.find(name)
+            if image is None:
+                return
+            await self._delete_row(image)
+            self._names.discard(image.id)
+        await self.collect_garbage()
+
+    async def _delete_row(self, image: Image) -> None:
+        await self._database.transact(lambda c: delete_image(c, image.id), durable=True)
+
+    async def collect_garbage(self) -> None:
+        """Remove the layers that no image, container or pull needs."""
+        needed = {layer for image in self.images() for layer in image.layers}
+        needed |= self._layers_in_use() | self._held.keys()
+        await self._layers.remove(self._layers.digests() - needed)
+
+    async def _fetch(self, source: ContentSource, reference: Reference) -> Image:
+        root = await source.root()
+        manifest = await self._choose_manifest(source, root, str(reference))
+        body = await _read_config(source, manifest.config)
+        config = parse_config(body, manifest.config.digest, len(manifest.layers))
+        if not suits(config.platform, self._platform):
+            raise Unsupported(f"{reference} is for {config.platform}, the node is {self._platform}")
+        try:
+            with self._holding(config.diff_ids):
+                await self._fetch_layers(source, manifest, config)
+                return await self._record(reference, root.digest, config, len(body))
+        except BaseException:
+            await self.collect_garbage()
+            raise
+
+    async def _choose_manifest(
+        self, source: ContentSource, document: Document, name: str
+    ) -> Manifest:
+        for _ in range(_DEEPEST_INDEX):
+            parsed = parse_document(document.body, document.media_type)
+            if isinstance(parsed, Manifest):
+                return parsed
+            chosen = choose_platform(parsed, self._platform, name)
+            document = await source.manifest(chosen.digest)
+        raise CorruptImage(f"{name} is an index of indexes, too deep")
+
+    async def _fetch_layers(
+        self, source: ContentSource, manifest: Manifest, config: ConfigFile
+    ) -> None:
+        slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
+
+        async def fetch(blob: Descriptor, diff_id: Digest) -> None:
+            async with slots:
+                await self._layers.fetch(source, blob, diff_id)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+                    group.create_task(fetch(blob, diff_id))
+        except BaseExceptionGroup as failures:
+            # The first failure cancelled the other layers: it is the one to tell.
+            raise failures.exceptions[0] from None
+
+    async def _record(
+        self, reference: Reference, root: Digest, config: ConfigFile, config_bytes: int
+    ) -> Image:
+        """Make the image known, on disk and then in memory, and take its tag from any other."""
+        async with self._changes:
+            changed = self._names.with_pulled(
+                Image(
+                    id=config.id,
+                    tags=(str(reference),) if reference.tag else (),
+                    digests=(reference.with_digest(root),),
+                    layers=config.diff_ids,
+                    size_bytes=self._layers.size_bytes(config.diff_ids) + config_bytes,
+                    config=config.config,
+                    architecture=config.platform.architecture,
+                    created=config.created,
+                )
+            )
+            await self._database.transact(lambda c: _save_images(c, changed), durable=True)
+            for image in changed:
+                self._names.put(image)
+            return changed[0]
+
+    @contextmanager
+    def _holding(self, diff_ids: tuple[Digest, ...]) -> Iterator[None]:
+        """Keep layers from being collected: they belong to no image yet."""
+        self._held.update(diff_ids)
+        try:
+            yield
+        finally:
+            self._held.subtract(diff_ids)
+            self._held += Counter()  # drops those at zero
+
+
+def _save_images(connection: sqlite3.Connection, images: tuple[Image, ...]) -> None:
+    for image in images:
+        save_image(connection, image)
+
+
+async def _read_config(source: ContentSource, descriptor: Descriptor) -> bytes:
+    body = bytearray()
+    pieces: AsyncIterator[bytes] = source.blob(descriptor)
+    async with aclosing(pieces):  # type: ignore[type-var]
+        async for piece in pieces:
+            body += piece
+            if len(body) > _LONGEST_CONFIG:
+                raise CorruptImage(f"the config is longer than {_LONGEST_CONFIG} bytes")
+    digest = "sha256:" + hashlib.sha256(body).hexdigest()
+    if digest != descriptor.digest:
+        raise CorruptImage(f"the config {descriptor.digest} has the digest {digest}")
+    return bytes(body)
