@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every pod and container of this node: in memory for readers, in the database behind it.
+
+Records are immutable; a change replaces one. Readers never wait: lists and statuses touch nothing
+but these dictionaries. A writer awaits the transaction first, so that what is shown is durable
+against the death of the daemon.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from pycri.errors import NotFound
+from pycri.model.container import ContainerRecord
+from pycri.model.ids import ContainerId, PodId
+from pycri.model.pod import PodRecord
+from pycri.state.database import Database
+from pycri.state.records import (
+    delete_container,
+    delete_pod,
+    load_containers,
+    load_pods,
+    pod_name_key,
+    save_container,
+    save_pod,
+)
+
+R = TypeVar("R", PodRecord, ContainerRecord)
+
+
+class Catalogue:
+    """The only writer of pod and container records."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._pods: dict[str, PodRecord] = {}
+        self._containers: dict[str, ContainerRecord] = {}
+        self._pod_names: dict[str, PodId] = {}
+        self._by_pod: dict[PodId, dict[tuple[str, int], ContainerId]] = {}
+
+    async def load(self) -> None:
+        """Read all records."""
+        for pod in await self._database.transact(load_pods):
+            self._remember_pod(pod)
+        for container in await self._database.transact(load_containers):
+            self._remember_container(container)
+
+    # pods
+
+    def pods(self) -> Iterable[PodRecord]:
+        """Return all pods."""
+        return self._pods.values()
+
+    def pod(self, pod_id: str) -> PodRecord:
+        """Return the pod with this id or unambiguous prefix of one. Raises NotFound."""
+        return _find(self._pods, pod_id, "pod sandbox")
+
+    def pod_named(self, key: str) -> PodRecord | None:
+        """Return the pod with this name (`pod_name_key`)."""
+        pod_id = self._pod_names.get(key)
+        return self._pods[pod_id] if pod_id else None
+
+    async def add_pod(self, pod: PodRecord) -> None:
+        """Store a new pod."""
+        await self._database.transact(lambda connection: save_pod(connection, pod))
+        self._remember_pod(pod)
+
+    async def change_pod(
+        self, pod_id: PodId, change: Callable[[PodRecord], PodRecord]
+    ) -> PodRecord:
+        """Replace a pod's record by `change` of it."""
+        pod = change(self._pods[pod_id])
+        await self._database.transact(lambda connection: save_pod(connection, pod))
+        self._pods[pod_id] = pod
+        return pod
+
+    async def remove_pod(self, pod_id: PodId) -> None:
+        """Forget a pod; its name is free again."""
+        await self._database.transact(lambda connection: delete_pod(connection, pod_id))
+        pod = self._pods.pop(pod_id, None)
+        if pod:
+            self._pod_names.pop(pod_name_key(pod.spec.metadata), None)
+            self._by_pod.pop(pod_id, None)
+
+    # containers
+
+    def containers(self) -> Iterable[ContainerRecord]:
+        """Return all containers."""
+        return self._containers.values()
+
+    def container(self, container_id: str) -> ContainerRecord:
+        """Return the container with this id or unambiguous prefix of one. Raises NotFound."""
+        return _find(self._containers, container_id, "container")
+
+    def container_named(self, pod_id: PodId, name: str, attempt: int) -> ContainerRecord | None:
+        """Return a pod's container by its metadata."""
+        container_id = self._by_pod.get(pod_id, {}).get((name, attempt))
+        return self._containers[container_id] if container_id else None
+
+    def containers_of(self, pod_id: PodId) -> list[ContainerRecord]:
+        """Return a pod's containers."""
+        return [self._containers[key] for key in self._by_pod.get(pod_id, {}).values()]
+
+    async def add_container(self, container: ContainerRecord) -> None:
+        """Store a new container."""
+        await self._database.transact(lambda connection: save_container(connection, container))
+        self._remember_container(container)
+
+    async def change_container(
+        self, container_id: ContainerId, change: Callable[[ContainerRecord], ContainerRecord]
+    ) -> ContainerRecord:
+        """Replace a container's record by `change` of it."""
+        container = change(self._containers[container_id])
+        await self._database.transact(lambda connection: save_container(connection, container))
+        self._containers[container_id] = container
+        return container
+
+    async def remove_container(self, container_id: ContainerId) -> None:
+        """Forget a container; its name is free again."""
+        await self._database.transact(lambda connection: delete_container(connection, container_id))
+        container = self._containers.pop(container_id, None)
+        if container:
+            metadata = container.spec.metadata
+            names = self._by_pod.get(container.pod_id, {})
+            names.pop((metadata.name, metadata.attempt), None)
+
+    def _remember_pod(self, pod: PodRecord) -> None:
+        self._pods[pod.id] = pod
+        self._pod_names[pod_name_key(pod.spec.metadata)] = pod.id
+
+    def _remember_container(self, container: ContainerRecord) -> None:
+        self._containers[container.id] = container
+        metadata = container.spec.metadata
+        names = self._by_pod.setdefault(container.pod_id, {})
+        names[metadata.name, metadata.attempt] = container.id
+
+
+def with_facts(record: R, **facts: object) -> R:
+    """Return a copy of a record with some facts added or replaced."""
+    return msgspec.structs.replace(record, **facts)
+
+
+def _find(records: dict[str, R], key: str, kind: str) -> R:
+    record = records.get(key)
+    if record is not None:
+        return record
+    matches = [whole for whole in records if whole.startswith(key)] if key else []
+    if len(matches) != 1:
+        raise NotFound(kind, key)
+    return records[matches[0]]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folders of a pod and of a container on the host (design: folders on a node).
+
+RUN/ns/POD/{net,ipc,uts,shm}          pins
+STATE/pods/POD/{hostname,hosts,resolv.conf}
+STATE/containers/ID/{upper,work,volumes}
+"""
+
+import os
+import shutil
+
+from pycri.config import Settings
+from pycri.kernel import mounts, namespaces
+from pycri.kernel.syscalls import MNT_DETACH, umount2
+from pycri.model.host import HostFacts
+from pycri.model.ids import ContainerId, PodId
+from pycri.model.pod import PodRecord, PodSpec
+from pycri.plan.names import pod_hostname, render_hostname, render_hosts, render_resolv_conf
+from pycri.plan.sandbox import PodPaths, pod_pins
+
+HOST_RESOLV_CONF = "/etc/resolv.conf"
+
+
+class Layout:
+    """Paths, and the making and removing of what is at them. All calls may block."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def pins(self, pod_id: PodId) -> str:
+        """Return the folder of a pod's pins."""
+        return f"{self._settings.pins_dir}/{pod_id}"
+
+    def container(self, container_id: ContainerId) -> str:
+        """Return the folder of a container."""
+        return f"{self._settings.containers_dir}/{container_id}"
+
+    def pod_paths(self, pod_id: PodId, spec: PodSpec) -> PodPaths:
+        """Return the host paths of a pod."""
+        pins, files = self.pins(pod_id), self._files(pod_id)
+        kinds = pod_pins(spec)
+        return PodPaths(
+            pins={kind: f"{pins}/{kind}" for kind in kinds},
+            shm=f"{pins}/shm" if "ipc" in kinds else "",
+            hosts=f"{files}/hosts",
+            hostname=f"{files}/hostname",
+            resolv_conf=f"{files}/resolv.conf",
+        )
+
+    def make_pod(self, pod_id: PodId, spec: PodSpec, host: HostFacts) -> None:
+        """Make a pod's folders, and the files that do not depend on its address."""
+        os.makedirs(self.pins(pod_id), mode=0o711, exist_ok=True)
+        os.makedirs(self._files(pod_id), mode=0o711, exist_ok=True)
+        paths = self.pod_paths(pod_id, spec)
+        _write(paths.hostname, render_hostname(pod_hostname(spec, host)))
+        _write(paths.resolv_conf, _resolv_conf(spec))
+        if spec.log_directory:
+            os.makedirs(spec.log_directory, mode=0o755, exist_ok=True)
+
+    def write_hosts(self, pod: PodRecord, host: HostFacts) -> None:
+        """Write a pod's /etc/hosts, now that its address is known."""
+        addresses = (pod.attachment.address,) if pod.attachment else ()
+        paths = self.pod_paths(pod.id, pod.spec)
+        _write(paths.hosts, render_hosts(pod_hostname(pod.spec, host), addresses))
+
+    def remove_pins(self, pod_id: PodId) -> None:
+        """Let go of a pod's namespaces and its /dev/shm; absent is fine."""
+        folder = self.pins(pod_id)
+        if not os.path.isdir(folder):
+            return
+        for name in os.listdir(folder):
+            if name == "shm":
+                for point in mounts.read_mount_points(f"{folder}/shm"):
+                    umount2(point, MNT_DETACH)
+                os.rmdir(f"{folder}/shm")
+            else:
+                namespaces.unpin(f"{folder}/{name}")
+        os.rmdir(folder)
+
+    def remove_pod(self, pod_id: PodId) -> None:
+        """Remove a pod's files."""
+        shutil.rmtree(self._files(pod_id), ignore_errors=True)
+
+    def make_container(self, container_id: ContainerId, volumes: tuple[str, ...]) -> None:
+        """Make a container's folders. volumes: names below its volumes folder."""
+        folder = self.container(container_id)
+        os.makedirs(folder, mode=0o711)
+        for name in ("upper", "work", "volumes", *(f"volumes/{name}" for name in volumes)):
+            os.mkdir(f"{folder}/{name}")
+
+    def remove_container(self, container_id: ContainerId) -> None:
+        """Remove a container's folders; absent is fine."""
+        try:
+            shutil.rmtree(self.container(container_id))
+        except FileNotFoundError:
+            return
+
+    def orphans(self, pods: set[PodId], containers: set[ContainerId]) -> list[str]:
+        """Return pods and containers that have folders and are not among those known."""
+        found = []
+        for folder, known in (
+            (self._settings.pins_dir, pods),
+            (self._settings.pods_dir, pods),
+            (self._settings.containers_dir, containers),
+        ):
+            os.makedirs(folder, mode=0o711, exist_ok=True)
+            found += [name for name in os.listdir(folder) if name not in known]
+        return sorted(set(found))
+
+    def _files(self, pod_id: PodId) -> str:
+        return f"{self._settings.pods_dir}/{pod_id}"
+
+
+def _resolv_conf(spec: PodSpec) -> str:
+    if spec.dns is not None:
+        return render_resolv_conf(spec.dns)
+    try:
+        with open(HOST_RESOLV_CONF) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+    os.chmod(path, 0o644)
