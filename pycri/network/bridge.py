@@ -261,6 +261,7 @@ class BridgeNetwork:
             os.close(netns_fd)
         with Netlink.borrow(netlink_fd) as pod:
             pod.configure_pod(address, gateway_of(address.network).ip)
+        host.wait_running(name)
 
     async def _delete_link(self, name: str) -> None:
         await self._blocking(lambda host: _delete_link(host, name))

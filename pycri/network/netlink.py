@@ -9,10 +9,12 @@ All calls block, for as long as others hold the kernel's RTNL lock; every failur
 the kernel's own words. A socket is for one thread at a time.
 """
 
+import errno
 import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, Final, Self
@@ -26,12 +28,15 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: TID251
 
 POD_INTERFACE: Final = "eth0"
 ANSWER_TIMEOUT_S: Final = 10.0
+RUNNING_TIMEOUT_S: Final = 5.0
+RUNNING_INTERVAL_S: Final = 0.001
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _RECEIVE_BYTES = 1 << 16
 _SIOCGIFINDEX = 0x8933
 _LOOPBACK_INDEX = 1
-_IFF_UP = 1
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+_RTEXT_FILTER_SKIP_STATS = 8
 
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
@@ -148,7 +153,8 @@ class Netlink:
 
     def read_link(self, name: str) -> Link:
         """Raises: OSError with ENODEV if there is no such link."""
-        for message in self._ask(_RTM_GETLINK, 0, _link(name, [])):
+        for answer in self._ask(_RTM_GETLINK, 0, _link(name, [])):
+            message = _decoded(ifinfmsg, answer)
             info = message.get_attr("IFLA_LINKINFO")
             return Link(
                 index=message["index"],
@@ -163,10 +169,31 @@ class Netlink:
         """Return every IPv4 address of the namespace with the index of its interface."""
         request = ifaddrmsg()
         request["family"] = socket.AF_INET
+        answers = self._ask(_RTM_GETADDR, _NLM_F_DUMP, request)
+        messages = [_decoded(ifaddrmsg, answer) for answer in answers]
         return [
-            (m["index"], IPv4Interface((m.get_attr("IFA_LOCAL"), m["prefixlen"])))
-            for m in self._ask(_RTM_GETADDR, _NLM_F_DUMP, request)
+            (message["index"], IPv4Interface((message.get_attr("IFA_LOCAL"), message["prefixlen"])))
+            for message in messages
         ]
+
+    def wait_running(self, name: str) -> None:
+        """Wait until the link carries traffic, which is some time after both ends are up.
+
+        The kernel takes note of a carrier in a worker; until then a bridge drops the port's
+        packets, and a first connection loses a second to its retry. Since Linux 6.8 being asked
+        makes it take note at once; an older one is asked again and again.
+        Raises: OSError with ENODEV if the link has gone; TimeoutError.
+        """
+        deadline = time.monotonic() + RUNNING_TIMEOUT_S
+        while not self._read_flags(name) & _IFF_RUNNING:
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "the link does not come up", name)
+            time.sleep(RUNNING_INTERVAL_S)
+
+    def _read_flags(self, name: str) -> int:
+        request = _link(name, [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)])
+        (answer,) = self._ask(_RTM_GETLINK, 0, request)
+        return int(struct.unpack_from("=I", answer, _HEADER.size + 8)[0])  # struct ifinfomsg
 
     def _find_index(self, name: str) -> int:
         """Return a link's index. Not by netlink: any socket will do for netdevice(7), in 2 us."""
@@ -187,8 +214,8 @@ class Netlink:
         for failure in filter(None, failures):
             raise failure
 
-    def _ask(self, kind: int, flags: int, request: Any) -> list[Any]:
-        """Send a query; return the decoded answers, which are of the request's class."""
+    def _ask(self, kind: int, flags: int, request: Any) -> list[bytes]:
+        """Send a query; return the messages of the answer, with their headers."""
         self._socket.send(self._encoded(kind, flags, request))
         answers = []
         for answer, answer_flags, body in self._receive(self._sequence):
@@ -198,9 +225,7 @@ class Netlink:
                     raise failure
                 break
             header = _HEADER.pack(_HEADER.size + len(body), answer, answer_flags, 0, 0)
-            message = type(request)(header + body)
-            message.decode()
-            answers.append(message)
+            answers.append(header + body)
         return answers
 
     def _encoded(self, kind: int, flags: int, message: Any) -> bytes:
@@ -245,6 +270,12 @@ def _address(index: int, address: IPv4Interface) -> Any:
         ("IFA_ADDRESS", str(address.ip)),
         ("IFA_BROADCAST", str(address.network.broadcast_address)),
     ]
+    return message
+
+
+def _decoded(message_class: Any, answer: bytes) -> Any:
+    message = message_class(answer)
+    message.decode()
     return message
 
 
