@@ -107,10 +107,11 @@ def _matches(
     """Return the host's nodes at or below the requested path, each with its container path."""
     source = clean_path(device.host_path)
     target = clean_path(device.container_path or device.host_path)
+    paths = [(node, clean_path(node.path)) for node in host_devices]
     found = [
-        (node, clean_path(target + node.path.removeprefix(source)))
-        for node in host_devices
-        if is_beneath(node.path, source)
+        (node, clean_path(target + path.removeprefix(source)))
+        for node, path in paths
+        if is_beneath(path, source)
     ]
     if not found:
         raise InvalidRequest(f"config.devices[{index}].host_path", f"no device at {source}")

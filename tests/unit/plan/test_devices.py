@@ -76,3 +76,9 @@ def test_a_rule_is_listed_once() -> None:
     )
     rules = plan_device_rules(asked, (node("/dev/a"),), privileged=False)
     assert len(rules) == len(set(rules))
+
+
+def test_a_folder_may_be_written_with_a_slash_at_its_end() -> None:
+    asked = (Device(host_path="/dev/dri/", container_path="/dev/dri", permissions="r"),)
+    made = nodes(plan_devices(asked, (node("/dev/dri//card0"),), privileged=False))
+    assert "/dev/dri/card0" in made
