@@ -108,6 +108,10 @@ class BridgeNetwork:
         """Return why pods cannot be attached (the condition NetworkReady), or None."""
         return self._problem
 
+    def releasing(self) -> frozenset[PodId]:
+        """Return the detached pods whose addresses are not free yet."""
+        return self._leases.releasing
+
     def interface_name(self, pod_id: PodId) -> str:
         """Return the name of the pod's host end: 15 characters, the most the kernel takes."""
         return interface_prefix(self._settings.bridge) + pod_id[:9]
@@ -134,9 +138,11 @@ class BridgeNetwork:
         async with self._changing:
             if network != self._range or self._problem is not None:
                 await self._check_gateway_free(network)
+                problem = self._problem
                 try:
                     await self._apply(network)
                 except _Overlap as error:
+                    self._problem = problem  # nothing has changed: the old range is still good
                     raise errors.InvalidRequest(POD_CIDR_FIELD, str(error)) from error
             await self._database.transact(
                 lambda c: records.save_meta(c, POD_CIDR_KEY, str(network))

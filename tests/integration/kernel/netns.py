@@ -12,7 +12,6 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pycri.kernel.namespaces import make_namespaces
@@ -65,15 +64,15 @@ class Namespace:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Let go of the namespace; its links go with it, soon."""
-        self._netlink.close()
-        os.close(self.fd)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the namespace; its links go with it, soon. Closing twice is harmless."""
+        if self.fd >= 0:
+            self._netlink.close()
+            os.close(self.fd)
+            self.fd = -1
 
 
 def _in_thread(call: Callable[[], T]) -> T:

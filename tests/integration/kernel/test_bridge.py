@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The built-in network with real traffic: host, pods and the outside are network namespaces."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import ExitStack, asynccontextmanager
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycri import errors
+from pycri.config import NetworkSettings
+from pycri.model.ids import PodId
+from pycri.model.network import Attachment
+from pycri.network import leases, nftables
+from pycri.network.bridge import BridgeNetwork
+from pycri.network.netlink import Netlink
+from pycri.state.database import Database
+from tests.integration.kernel.netns import Namespace, run_as_host
+
+SETTINGS = NetworkSettings(bridge="pct-br", range="10.88.0.0/24", table="pct")
+DEADLINE_S = 10.0
+
+
+def new_id() -> PodId:
+    return PodId(secrets.token_hex(32))
+
+
+def links() -> set[str]:
+    return {name for _, name in socket.if_nameindex()}
+
+
+def pod_links() -> set[str]:
+    return {name for name in links() if name.startswith("pc") and name != SETTINGS.bridge}
+
+
+def addresses(interface: str) -> set[str]:
+    index = socket.if_nametoindex(interface)
+    with Netlink.open() as netlink:
+        return {str(address) for link, address in netlink.list_addresses() if link == index}
+
+
+def ruleset() -> str:
+    listed = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+    return listed.stdout
+
+
+def nft(*arguments: str) -> None:
+    subprocess.run(["nft", *arguments], check=True)
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def add_link(name: str) -> None:
+    """Make an interface that is none of pycri's (a veth: not every kernel has the dummy)."""
+    ip("link", "add", name, "type", "veth", "peer", "name", "far-end")
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def network(
+    folder: Path, settings: NetworkSettings = SETTINGS, *, start: bool = True
+) -> AsyncIterator[BridgeNetwork]:
+    database = await Database.open(folder / "pycri.db")
+    bridge = BridgeNetwork(settings, database)
+    try:
+        if start:
+            await bridge.start()
+        yield bridge
+    finally:
+        await bridge.close()
+        await database.close()
+
+
+async def attach(bridge: BridgeNetwork, pod: Namespace, pod_id: PodId | None = None) -> Attachment:
+    return await bridge.attach(pod_id or new_id(), pod.path, pod.netlink_fd)
+
+
+def as_host(body: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
+    """Make a coroutine a test that runs in a host of its own."""
+
+    def test(tmp_path: Path) -> None:
+        run_as_host(lambda: body(tmp_path))
+
+    test.__name__, test.__doc__ = body.__name__, body.__doc__
+    return test
+
+
+def exchange(listener: socket.socket, connect: Callable[[], socket.socket]) -> str:
+    """Connect to `listener`, pass a line each way, return the address the listener saw."""
+    with connect() as client:
+        server, (peer, _) = listener.accept()
+        with server:
+            client.sendall(b"ping")
+            assert server.recv(4) == b"ping"
+            server.sendall(b"pong")
+            assert client.recv(4) == b"pong"
+    return str(peer)
+
+
+@as_host
+async def test_pods_reach_each_other_themselves_and_the_gateway(folder: Path) -> None:
+    with Namespace() as first, Namespace() as second:
+        async with network(folder) as bridge:
+            one = await attach(bridge, first)
+            two = await attach(bridge, second)
+            assert (one.address, two.address) == ("10.88.0.2", "10.88.0.3")
+            assert (one.gateway, one.prefix_length) == ("10.88.0.1", 24)
+            assert pod_links() == {one.host_interface, two.host_interface}
+            with first.listen("0.0.0.0") as listener:
+                assert exchange(listener, lambda: second.connect(one.address)) == two.address
+                assert exchange(listener, lambda: first.connect(one.address)) == one.address
+                assert exchange(listener, lambda: first.connect("127.0.0.1")) == "127.0.0.1"
+                host = exchange(listener, lambda: socket.create_connection((one.address, 80), 5))
+                assert host == "10.88.0.1"
+            with socket.create_server(("10.88.0.1", 80)) as listener:
+                assert exchange(listener, lambda: first.connect("10.88.0.1")) == one.address
+
+
+@as_host
+async def test_the_first_packets_after_an_attachment_are_not_lost(folder: Path) -> None:
+    """A bridge drops what a port sends before the kernel has noted its carrier: a second lost."""
+    async with network(folder) as bridge:
+        with ExitStack() as pods, socket.create_server(("10.88.0.1", 80)) as listener:
+            for _ in range(40):
+                pod = pods.enter_context(Namespace())
+                await attach(bridge, pod)
+                begin = time.monotonic()
+                exchange(listener, lambda: pod.connect("10.88.0.1"))  # noqa: B023
+                assert time.monotonic() - begin < 0.9
+
+
+@as_host
+async def test_the_outside_sees_the_hosts_address(folder: Path) -> None:
+    with Namespace() as outside, Namespace() as pod:
+        ip("link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", outside.path)
+        ip("address", "add", "192.0.2.1/24", "dev", "up0")
+        ip("link", "set", "up0", "up")
+        with Netlink.borrow(outside.netlink_fd) as netlink:
+            netlink.configure_pod(IPv4Interface("192.0.2.2/24"), IPv4Address("192.0.2.1"))
+        with Netlink.open() as netlink:
+            netlink.wait_running("up0")
+        async with network(folder) as bridge:
+            await attach(bridge, pod)
+            with outside.listen("192.0.2.2") as listener:
+                assert exchange(listener, lambda: pod.connect("192.0.2.2")) == "192.0.2.1"
+
+
+@as_host
+async def test_what_is_in_the_pod_is_what_was_asked(folder: Path) -> None:
+    settings = NetworkSettings(bridge="pct-br", range="10.88.0.0/24", table="pct", mtu=1400)
+    with Namespace() as pod:
+        async with network(folder, settings) as bridge:
+            attachment = await attach(bridge, pod)
+            shown = pod.run(lambda: subprocess.check_output(["ip", "-4", "address"], text=True))
+            routes = pod.run(lambda: subprocess.check_output(["ip", "route"], text=True))
+            link = pod.run(lambda: subprocess.check_output(["ip", "link"], text=True))
+            with Netlink.open() as netlink:
+                ends = [netlink.read_link(n) for n in (settings.bridge, attachment.host_interface)]
+    assert "inet 10.88.0.2/24 brd 10.88.0.255 scope global eth0" in shown
+    assert "inet 127.0.0.1/8" in shown
+    assert "default via 10.88.0.1 dev eth0" in routes
+    assert "0a:58:0a:58:00:02" in link
+    assert "mtu 1400" in link
+    assert [(end.kind, end.mtu, end.up) for end in ends] == [
+        ("bridge", 1400, True),
+        ("veth", 1400, True),
+    ]
+
+
+@as_host
+async def test_a_detached_pods_address_is_free_once_its_link_has_gone(folder: Path) -> None:
+    settings = NetworkSettings(bridge="pct-br", range="10.88.0.0/30", table="pct")
+    pod_id = new_id()
+    async with network(folder, settings) as bridge:
+        with Namespace() as pod:
+            await attach(bridge, pod, pod_id)
+            await bridge.detach(pod_id)
+            await bridge.detach(pod_id)
+            with Namespace() as other:
+                waiting = asyncio.create_task(attach(bridge, other))
+                await asyncio.wait([waiting], timeout=0.1)
+                assert not waiting.done()
+                pod.close()
+                assert (await waiting).address == "10.88.0.2"
+        await bridge.detach(new_id())
+
+
+@as_host
+async def test_an_exhausted_range_is_out_of_resources_and_names_it(folder: Path) -> None:
+    settings = NetworkSettings(bridge="pct-br", range="10.88.0.0/30", table="pct")
+    async with network(folder, settings) as bridge:
+        with Namespace() as pod, Namespace() as other:
+            await attach(bridge, pod)
+            before = pod_links()
+            with pytest.raises(errors.OutOfResources, match=r"10\.88\.0\.0/30"):
+                await attach(bridge, other)
+            assert pod_links() == before
+
+
+def test_a_link_that_outlives_its_pod_is_deleted_after_a_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "GONE_DEADLINE_S", 0.1)
+
+    async def body() -> None:
+        async with network(tmp_path) as bridge:
+            with Namespace() as pod:
+                pod_id = new_id()
+                await attach(bridge, pod, pod_id)
+                await bridge.detach(pod_id)
+                await until(lambda: not pod_links(), "the link deleted")
+
+    run_as_host(body)
+
+
+@as_host
+async def test_a_failed_attachment_leaves_nothing(folder: Path) -> None:
+    async with network(folder) as bridge:
+        with Namespace() as pod, Namespace() as other:
+            with pytest.raises(errors.SetupFailed, match="No such file"):
+                await bridge.attach(new_id(), f"{folder}/absent", pod.netlink_fd)
+            # The veth is made and then the socket is one of another namespace, without an eth0.
+            with pytest.raises(errors.SetupFailed) as caught:
+                await bridge.attach(new_id(), pod.path, other.netlink_fd)
+            assert "attach 10.88.0.3/24 to bridge pct-br" in str(caught.value)
+            assert pod_links() == set()
+            assert (await attach(bridge, pod)).address == "10.88.0.4"
+
+
+@as_host
+async def test_starting_again_changes_nothing_and_keeps_the_pods(folder: Path) -> None:
+    pod_id = new_id()
+    with Namespace() as pod:
+        async with network(folder) as bridge:
+            attachment = await attach(bridge, pod, pod_id)
+            before = ruleset(), links(), addresses(SETTINGS.bridge)
+        async with network(folder) as bridge:
+            await bridge.start()
+            await bridge.reconcile(frozenset({pod_id}))
+            assert (ruleset(), links(), addresses(SETTINGS.bridge)) == before
+            assert bridge.problem() is None
+            with pod.listen(attachment.address) as listener:
+                exchange(listener, lambda: socket.create_connection((attachment.address, 80), 5))
+
+
+@as_host
+async def test_reconcile_removes_what_no_pod_owns(folder: Path) -> None:
+    kept, lost, released = new_id(), new_id(), new_id()
+    with Namespace() as first, Namespace() as second, Namespace() as third:
+        async with network(folder) as bridge:
+            one = await attach(bridge, first, kept)
+            await attach(bridge, second, lost)
+            await attach(bridge, third, released)
+            await bridge.detach(released)
+        third.close()  # while no daemon is there
+        stray = bridge.interface_name(new_id())
+        ip("link", "add", stray, "type", "veth", "peer", "name", "pc-gone")
+        ip("link", "add", "pc-near", "type", "veth", "peer", "name", "pc-far")
+        async with network(folder) as bridge:
+            await bridge.reconcile(frozenset({kept, released}))
+            await until(lambda: not bridge.releasing(), "the released address free")
+            assert pod_links() == {one.host_interface, "pc-near", "pc-far"}
+            await bridge.reconcile(frozenset())
+            assert pod_links() == {"pc-near", "pc-far"}
+
+
+@as_host
+async def test_a_new_pod_cidr_is_for_new_pods_and_outlives_a_restart(folder: Path) -> None:
+    old_id = new_id()
+    with Namespace() as old_pod, Namespace() as pod, Namespace() as later:
+        async with network(folder) as bridge:
+            old = await attach(bridge, old_pod, old_id)
+            await bridge.set_pod_cidr("")
+            await bridge.set_pod_cidr("10.99.1.0/24,fd00::/64")
+            new = await attach(bridge, pod)
+            assert new.address == "10.99.1.2"
+            assert addresses(SETTINGS.bridge) == {"10.88.0.1/24", "10.99.1.1/24"}
+            with old_pod.listen(old.address) as listener:
+                assert exchange(listener, lambda: pod.connect(old.address)) == new.address
+            old_pod.close()
+            await bridge.detach(old_id)
+            await until(lambda: not bridge.releasing(), "the old address free")
+        async with network(folder) as bridge:
+            assert addresses(SETTINGS.bridge) == {"10.99.1.1/24"}
+            assert "10.88" not in ruleset()
+            assert (await attach(bridge, later)).address == "10.99.1.3"
+
+
+@as_host
+async def test_a_bad_pod_cidr_is_refused_and_changes_nothing(folder: Path) -> None:
+    add_link("lan")
+    ip("address", "add", "192.0.2.1/24", "dev", "lan")
+    with Namespace() as pod:
+        async with network(folder) as bridge:
+            await attach(bridge, pod)
+            before = ruleset(), addresses(SETTINGS.bridge)
+            for cidr, reason in (
+                ("192.0.2.128/25", r"overlaps with 192\.0\.2\.1/24 of interface lan"),
+                ("10.88.0.1/31", "host bits"),
+                ("fd00::/64", "no IPv4 range"),
+                ("10.88.0.0/8", "host bits"),
+            ):
+                with pytest.raises(errors.InvalidRequest, match=reason):
+                    await bridge.set_pod_cidr(cidr)
+            assert (ruleset(), addresses(SETTINGS.bridge)) == before
+            assert bridge.problem() is None
+
+
+@as_host
+async def test_a_pod_cidr_whose_gateway_is_a_pods_address_is_refused(folder: Path) -> None:
+    settings = NetworkSettings(bridge="pct-br", range="10.88.0.0/24", table="pct")
+    async with network(folder, settings) as bridge:
+        with ExitStack() as pods:
+            for _ in range(4):
+                attachment = await attach(bridge, pods.enter_context(Namespace()))
+            assert attachment.address == "10.88.0.5"
+            with pytest.raises(errors.InvalidRequest, match=r"10\.88\.0\.5.*address of a pod"):
+                await bridge.set_pod_cidr("10.88.0.4/30")
+
+
+@as_host
+async def test_a_range_in_use_on_the_host_is_a_problem_until_another_is_named(
+    folder: Path,
+) -> None:
+    add_link("lan")
+    ip("address", "add", "10.88.0.77/16", "dev", "lan")
+    async with network(folder, start=False) as bridge:
+        assert bridge.problem() is not None
+        with pytest.raises(errors.Unavailable, match=r"overlaps with 10\.88\.0\.77/16"):
+            await bridge.start()
+        assert "overlaps" in (bridge.problem() or "")
+        assert SETTINGS.bridge not in links()
+        with Namespace() as pod:
+            with pytest.raises(errors.Unavailable, match="overlaps"):
+                await attach(bridge, pod)
+            await bridge.set_pod_cidr("10.99.0.0/24")
+            assert bridge.problem() is None
+            assert (await attach(bridge, pod)).address == "10.99.0.2"
+
+
+@as_host
+async def test_an_interface_of_that_name_that_is_no_bridge_is_a_problem(folder: Path) -> None:
+    add_link(SETTINGS.bridge)
+    async with network(folder, start=False) as bridge:
+        with pytest.raises(errors.Unavailable, match="not a bridge"):
+            await bridge.start()
+
+
+def test_a_host_without_nft_has_a_problem_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    async def body() -> None:
+        async with network(tmp_path, start=False) as bridge:
+            with pytest.raises(errors.Unavailable, match="program nft"):
+                await bridge.start()
+            assert "program nft" in (bridge.problem() or "")
+
+    run_as_host(body)
+
+
+@as_host
+async def test_a_script_that_nft_refuses_is_told_with_its_words(folder: Path) -> None:
+    with pytest.raises(errors.Unavailable, match="syntax error"):
+        await nftables.remove_table("no such/table")
+
+
+@as_host
+async def test_other_tables_are_left_alone(folder: Path) -> None:
+    nft("add", "table", "ip", "theirs")
+    async with network(folder) as bridge:
+        assert "table ip pct {" in ruleset()
+        await bridge.remove()
+        assert ruleset().split() == ["table", "ip", "theirs", "{", "}"]
+
+
+@as_host
+async def test_remove_leaves_nothing_and_may_be_repeated(folder: Path) -> None:
+    with Namespace() as pod:
+        async with network(folder) as bridge:
+            await attach(bridge, pod)
+        async with network(folder, start=False) as bridge:
+            await bridge.remove()
+            await bridge.remove()
+        assert links() == {"lo"}
+        assert ruleset() == ""
+
+
+@as_host
+async def test_two_bridges_on_a_host_do_not_touch_each_other(folder: Path) -> None:
+    other = NetworkSettings(bridge="pct-br2", range="10.89.0.0/24", table="pct2")
+    with Namespace() as first, Namespace() as second:
+        async with network(folder / "1") as bridge, network(folder / "2", other) as beside:
+            one = await attach(bridge, first)
+            two = await attach(beside, second)
+            await bridge.reconcile(frozenset())
+            assert pod_links() - {other.bridge} == {two.host_interface} != {one.host_interface}
+            await bridge.remove()
+            with second.listen(two.address) as listener:
+                exchange(listener, lambda: socket.create_connection((two.address, 80), 5))
+
+
+@as_host
+async def test_many_attachments_at_once_all_get_an_address(folder: Path) -> None:
+    async with network(folder) as bridge:
+        with ExitStack() as stack:
+            pods = [stack.enter_context(Namespace()) for _ in range(20)]
+            attached = await asyncio.gather(*(attach(bridge, pod) for pod in pods))
+            assert len({attachment.address for attachment in attached}) == 20
+
+
+@as_host
+async def test_a_cancelled_attachment_leaves_nothing(folder: Path) -> None:
+    async with network(folder) as bridge:
+        with Namespace() as pod:
+            for delay_s in (0.0, 0.001, 0.002):
+                task = asyncio.create_task(attach(bridge, pod))
+                await asyncio.wait([task], timeout=delay_s)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    attached = await task
+                    ip("link", "delete", attached.host_interface)
+            await bridge.reconcile(frozenset())
+            assert pod_links() == set()
+
+
+def test_descriptors_are_borrowed_and_none_is_kept(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with network(tmp_path) as bridge:
+            with Namespace() as pod:
+                before = len(os.listdir("/proc/self/fd"))
+                await attach(bridge, pod)
+                assert len(os.listdir("/proc/self/fd")) == before
+                os.fstat(pod.netlink_fd)
+
+    run_as_host(body)
