@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageService, and pycri's own Node service beside it. RPCs not here answer UNIMPLEMENTED."""
+# ruff: noqa: N802  the methods bear the CRI's names
+
+import grpc  # noqa: TID251  the edge is its home
+
+from pycri.cri import encode
+from pycri.cri.api import node_v1_pb2 as node_pb
+from pycri.cri.api import runtime_v1_pb2 as pb
+from pycri.cri.api.node_v1_pb2_grpc import NodeServicer
+from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceServicer
+from pycri.cri.application import Images
+from pycri.cri.decode import fields
+from pycri.cri.decode.image import decode_auth, decode_image_spec
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class ImageService(ImageServiceServicer):
+    """Images of the node."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    async def ListImages(
+        self, request: pb.ListImagesRequest, context: Context
+    ) -> pb.ListImagesResponse:
+        """Return all, or the one the filter names, or none."""
+        if request.filter.image.image:
+            found = self._images.find(request.filter.image.image)
+            images = [found] if found else []
+        else:
+            images = list(self._images.images())
+        return pb.ListImagesResponse(images=[encode.encode_image(image) for image in images])
+
+    async def ImageStatus(
+        self, request: pb.ImageStatusRequest, context: Context
+    ) -> pb.ImageStatusResponse:
+        """Return the image; an absent one is an empty answer (CRI, `ImageStatus`)."""
+        image = self._images.find(decode_image_spec(request.image, "image").image)
+        if image is None:
+            return pb.ImageStatusResponse()
+        return pb.ImageStatusResponse(
+            image=encode.encode_image(image),
+            info=encode.encode_image_info(image) if request.verbose else None,
+        )
+
+    async def PullImage(
+        self, request: pb.PullImageRequest, context: Context
+    ) -> pb.PullImageResponse:
+        image = decode_image_spec(request.image, "image")
+        return pb.PullImageResponse(
+            image_ref=await self._images.pull(image.image, decode_auth(request))
+        )
+
+    async def RemoveImage(
+        self, request: pb.RemoveImageRequest, context: Context
+    ) -> pb.RemoveImageResponse:
+        await self._images.remove(decode_image_spec(request.image, "image").image)
+        return pb.RemoveImageResponse()
+
+    async def ImageFsInfo(
+        self, request: pb.ImageFsInfoRequest, context: Context
+    ) -> pb.ImageFsInfoResponse:
+        """Return one file system twice: images and writable layers share the state folder.
+
+        The kubelet's image collector fails if either list is empty.
+        """
+        usage = encode.encode_filesystem(self._images.usage())
+        return pb.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])
+
+
+class NodeService(NodeServicer):
+    """What pycri offers beside the CRI."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    async def ImportImage(
+        self, request: node_pb.ImportImageRequest, context: Context
+    ) -> node_pb.ImportImageResponse:
+        path = fields.absolute(request.path, "path")
+        name = fields.word(request.name, "name")
+        return node_pb.ImportImageResponse(image_ref=await self._images.import_layout(path, name))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RuntimeService: decode, call the application, encode. RPCs not here answer UNIMPLEMENTED."""
+# ruff: noqa: N802  the methods bear the CRI's names
+
+import grpc  # noqa: TID251  the edge is its home
+
+from pycri import __version__
+from pycri.cri import encode
+from pycri.cri.api import runtime_v1_pb2 as pb
+from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
+from pycri.cri.application import Containers, Node, Sandboxes
+from pycri.cri.decode import request as decode
+from pycri.cri.decode.container import decode_container_spec
+from pycri.cri.decode.handlers import RUNTIME_HANDLERS
+from pycri.cri.decode.pod import decode_pod_spec
+
+Context = grpc.aio.ServicerContext[object, object]
+
+
+class RuntimeService(RuntimeServiceServicer):
+    """Pods, containers and the node."""
+
+    def __init__(self, sandboxes: Sandboxes, containers: Containers, node: Node) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+        self._node = node
+
+    async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
+        return pb.VersionResponse(
+            version="0.1.0",  # of the kubelet's runtime API; other runtimes answer the same
+            runtime_name="pycri",
+            runtime_version=__version__,
+            runtime_api_version="v1",
+        )
+
+    async def RunPodSandbox(
+        self, request: pb.RunPodSandboxRequest, context: Context
+    ) -> pb.RunPodSandboxResponse:
+        pod_id = await self._sandboxes.run(decode_pod_spec(request))
+        return pb.RunPodSandboxResponse(pod_sandbox_id=pod_id)
+
+    async def StopPodSandbox(
+        self, request: pb.StopPodSandboxRequest, context: Context
+    ) -> pb.StopPodSandboxResponse:
+        await self._sandboxes.stop(decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(
+        self, request: pb.RemovePodSandboxRequest, context: Context
+    ) -> pb.RemovePodSandboxResponse:
+        await self._sandboxes.remove(decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(
+        self, request: pb.PodSandboxStatusRequest, context: Context
+    ) -> pb.PodSandboxStatusResponse:
+        pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
+        record = self._sandboxes.status(pod_id)
+        return pb.PodSandboxStatusResponse(
+            status=encode.encode_pod_status(record),
+            info=encode.encode_pod_info(record) if request.verbose else None,
+        )
+
+    async def ListPodSandbox(
+        self, request: pb.ListPodSandboxRequest, context: Context
+    ) -> pb.ListPodSandboxResponse:
+        wanted = decode.decode_pod_filter(request.filter)
+        records = self._sandboxes.list(
+            id_prefix=wanted.id_prefix, state=wanted.state, labels=wanted.labels
+        )
+        return pb.ListPodSandboxResponse(items=[encode.encode_pod(record) for record in records])
+
+    async def CreateContainer(
+        self, request: pb.CreateContainerRequest, context: Context
+    ) -> pb.CreateContainerResponse:
+        pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
+        container_id = await self._containers.create(pod_id, decode_container_spec(request))
+        return pb.CreateContainerResponse(container_id=container_id)
+
+    async def StartContainer(
+        self, request: pb.StartContainerRequest, context: Context
+    ) -> pb.StartContainerResponse:
+        await self._containers.start(decode.decode_id(request.container_id, "container_id"))
+        return pb.StartContainerResponse()
+
+    async def StopContainer(
+        self, request: pb.StopContainerRequest, context: Context
+    ) -> pb.StopContainerResponse:
+        container_id = decode.decode_id(request.container_id, "container_id")
+        timeout_s = decode.decode_timeout(request.timeout, "timeout")
+        await self._containers.stop(container_id, timeout_s)
+        return pb.StopContainerResponse()
+
+    async def RemoveContainer(
+        self, request: pb.RemoveContainerRequest, context: Context
+    ) -> pb.RemoveContainerResponse:
+        await self._containers.remove(decode.decode_id(request.container_id, "container_id"))
+        return pb.RemoveContainerResponse()
+
+    async def ListContainers(
+        self, request: pb.ListContainersRequest, context: Context
+    ) -> pb.ListContainersResponse:
+        wanted = decode.decode_container_filter(request.filter)
+        records = self._containers.list(
+            id_prefix=wanted.id_prefix,
+            pod_prefix=wanted.pod_prefix,
+            state=wanted.state,
+            labels=wanted.labels,
+        )
+        return pb.ListContainersResponse(
+            containers=[encode.encode_container(record) for record in records]
+        )
+
+    async def ContainerStatus(
+        self, request: pb.ContainerStatusRequest, context: Context
+    ) -> pb.ContainerStatusResponse:
+        container_id = decode.decode_id(request.container_id, "container_id")
+        record = self._containers.status(container_id)
+        return pb.ContainerStatusResponse(
+            status=encode.encode_container_status(record),
+            info=encode.encode_container_info(record) if request.verbose else None,
+        )
+
+    async def ExecSync(self, request: pb.ExecSyncRequest, context: Context) -> pb.ExecSyncResponse:
+        container_id = decode.decode_id(request.container_id, "container_id")
+        command = decode.decode_command(request)
+        timeout_s = decode.decode_timeout(request.timeout, "timeout")
+        result = await self._containers.exec_sync(container_id, command, timeout_s)
+        return pb.ExecSyncResponse(
+            stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
+        )
+
+    async def ReopenContainerLog(
+        self, request: pb.ReopenContainerLogRequest, context: Context
+    ) -> pb.ReopenContainerLogResponse:
+        await self._containers.reopen_log(decode.decode_id(request.container_id, "container_id"))
+        return pb.ReopenContainerLogResponse()
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        handler = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True)
+        return pb.StatusResponse(
+            status=encode.encode_conditions(self._node.conditions()),
+            info=self._node.verbose() if request.verbose else None,
+            runtime_handlers=[
+                pb.RuntimeHandler(name=name, features=handler) for name in RUNTIME_HANDLERS
+            ],
+            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        )
+
+    async def UpdateRuntimeConfig(
+        self, request: pb.UpdateRuntimeConfigRequest, context: Context
+    ) -> pb.UpdateRuntimeConfigResponse:
+        if cidr := decode.decode_pod_cidr(request):
+            await self._node.set_pod_cidr(cidr)
+        return pb.UpdateRuntimeConfigResponse()
+
+    async def RuntimeConfig(
+        self, request: pb.RuntimeConfigRequest, context: Context
+    ) -> pb.RuntimeConfigResponse:
+        linux = pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS)
+        return pb.RuntimeConfigResponse(linux=linux)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error table is whole, and messages read as the kubelet expects."""
+
+import errno
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from pycri import errors
+from pycri.cri import status
+
+
+def leaves(kind: type[Exception]) -> Iterator[type[Exception]]:
+    children = kind.__subclasses__()
+    for child in children:
+        yield from leaves(child)
+    if not children:
+        yield kind
+
+
+def test_every_leaf_of_the_tree_has_a_row() -> None:
+    missing = [kind.__name__ for kind in leaves(errors.PycriError) if kind not in status.CODES]
+    assert not missing
+
+
+def test_every_row_is_a_leaf_of_the_tree() -> None:
+    assert set(status.CODES) <= set(leaves(errors.PycriError))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InvalidRequest("a", "b"), grpc.StatusCode.INVALID_ARGUMENT),
+        (errors.NotFound("pod", "x"), grpc.StatusCode.NOT_FOUND),
+        (errors.Unsupported("x"), grpc.StatusCode.UNIMPLEMENTED),
+        (errors.TimedOut("x"), grpc.StatusCode.DEADLINE_EXCEEDED),
+        (errors.SetupFailed("mount", errno.EPERM, "x"), grpc.StatusCode.INTERNAL),
+        (errors.SetupFailed("mount", errno.ENOSPC, "x"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (OSError(errno.ENOSPC, "full"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (OSError(errno.EIO, "bad"), grpc.StatusCode.INTERNAL),
+        (KeyError("x"), grpc.StatusCode.INTERNAL),
+    ],
+)
+def test_codes_are_those_of_the_table(error: Exception, code: grpc.StatusCode) -> None:
+    assert status.code_of(error) is code
+
+
+def test_a_registry_that_is_down_is_called_by_the_cris_name() -> None:
+    error = errors.RegistryUnavailable("example.test: connection refused")
+    assert status.code_of(error) is grpc.StatusCode.UNKNOWN
+    assert status.message_of(error).startswith("RegistryUnavailable: example.test")
+
+
+def test_notes_follow_the_message_and_foreign_errors_name_their_class() -> None:
+    error = errors.NotFound("image", "x")
+    error.add_note("while creating container c")
+    assert status.message_of(error) == "image 'x' not found; while creating container c"
+    assert status.message_of(KeyError("x")) == "KeyError: 'x'"
+
+
+def test_a_message_fits_a_header() -> None:
+    assert len(status.message_of(errors.WrongState("x" * 100_000))) <= status.LONGEST_MESSAGE
