@@ -36,7 +36,7 @@ def parse_challenges(headers: list[str]) -> tuple[Challenge, ...]:
 def _parse_header(header: str) -> list[Challenge]:
     # The comma that separates challenges also separates parameters: cut before each known scheme.
     schemes = list(_SCHEME.finditer(header))
-    ends = [scheme.start() for scheme in schemes[1:]] + [len(header)]
+    ends = [*(scheme.start() for scheme in schemes), len(header)][1:]
     return [
         _parse_challenge(scheme[1].lower(), header[scheme.end() : end])
         for scheme, end in zip(schemes, ends, strict=True)

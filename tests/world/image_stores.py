@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image store of a test's own, and a registry that misbehaves as the test says."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from pycri.images.manifest import host_platform
+from pycri.images.registry import RegistryClient
+from pycri.images.store import ImageStore
+from pycri.model.ids import Digest
+from pycri.state.database import Database
+from tests.world.oci import Image
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+REPOSITORY = "tests/image"
+
+
+@asynccontextmanager
+async def open_store(
+    folder: Path,
+    *,
+    in_use: Callable[[], frozenset[Digest]] = frozenset,
+    mirrors: dict[str, str] | None = None,
+    stall_timeout_s: float = 20.0,
+) -> AsyncIterator[ImageStore]:
+    """Open a store in `folder`, which may hold what a former one left."""
+    database = await Database.open(folder / "pycri.db")
+    client = RegistryClient(mirrors, stall_timeout_s=stall_timeout_s)
+    store = ImageStore(
+        folder / "images",
+        database,
+        platform=host_platform(os.uname().machine),
+        registry=client,
+        layers_in_use=in_use,
+    )
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+        await client.close()
+        await database.close()
+
+
+def list_layers(folder: Path) -> list[str]:
+    """Return the names below the layers' folder: whole ones, partial ones and trash."""
+    return sorted(os.listdir(folder / "images/layers"))
+
+
+class FaultyRegistry:
+    """One image in memory, served by HTTP on loopback as REPOSITORY:latest.
+
+    requests: "METHOD path" of what was asked, in order. faults: by the end of a path, handlers that
+    answer in place of the registry. gate: answers to blobs wait for it.
+    """
+
+    def __init__(self, image: Image, address: str) -> None:
+        self.image = image
+        self.address = address
+        self.requests: list[str] = []
+        self.authorizations: list[str] = []
+        self.faults: dict[str, Handler] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, image: Image) -> AsyncIterator["FaultyRegistry"]:
+        """Serve `image` until the end of the block."""
+        application = web.Application()
+        runner = web.AppRunner(application, shutdown_timeout=0)
+        server = cls(image, "")
+        application.router.add_route("*", "/{path:.*}", server._answer)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            server.address = "{}:{}".format(*runner.addresses[0][:2])
+            yield server
+        finally:
+            await runner.cleanup()
+
+    @property
+    def reference(self) -> str:
+        """What a client pulls."""
+        return f"{self.address}/{REPOSITORY}:latest"
+
+    def asked(self, ending: str) -> int:
+        """Return how often a path with this end was asked for."""
+        return sum(request.endswith(ending) for request in self.requests)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(f"{request.method} {request.path}")
+        self.authorizations.append(request.headers.get("Authorization", ""))
+        for ending, fault in self.faults.items():
+            if request.path.endswith(ending):
+                return await fault(request)
+        return await self.serve(request)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Answer as a registry does."""
+        prefix, _, target = request.path.rpartition("/")
+        if prefix == f"/v2/{REPOSITORY}/manifests":
+            digest = self.image.root.digest if target == "latest" else target
+            if digest in self.image.manifests:
+                kind = self.image.manifests[digest].media_type
+                return web.Response(body=self.image.blobs[digest], content_type=kind)
+        if prefix == f"/v2/{REPOSITORY}/blobs" and target in self.image.blobs:
+            await self.gate.wait()
+            return web.Response(body=self.image.blobs[target])
+        return web.Response(status=404)
+
+
+def answers(status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> Handler:
+    """Return a fault: always this answer."""
+
+    async def fault(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, body=body, headers=headers)
+
+    return fault
+
+
+def read_tree(folder: Path) -> Iterator[str]:
+    """Yield the paths of all files below a folder, relative to it."""
+    for path in sorted(folder.rglob("*")):
+        yield str(path.relative_to(folder))
