@@ -119,7 +119,7 @@ class Leases:
         deadline = asyncio.get_running_loop().time() + GONE_DEADLINE_S
         self._deadlines.setdefault(pod_id, deadline)
         self._released.set()
-        if self._watcher is None:
+        if self._watcher is None or self._watcher.done():
             self._watcher = asyncio.create_task(self._free_gone(), name="address releases")
 
     async def _free_gone(self) -> None:
