@@ -2,6 +2,8 @@
 """ImageService, and pycri's own Node service beside it. RPCs not here answer UNIMPLEMENTED."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
+from pathlib import Path
+
 import grpc  # noqa: TID251  the edge is its home
 
 from pycri.cri import encode
@@ -48,10 +50,9 @@ class ImageService(ImageServiceServicer):
     async def PullImage(
         self, request: pb.PullImageRequest, context: Context
     ) -> pb.PullImageResponse:
-        image = decode_image_spec(request.image, "image")
-        return pb.PullImageResponse(
-            image_ref=await self._images.pull(image.image, decode_auth(request))
-        )
+        name = decode_image_spec(request.image, "image").image
+        image = await self._images.pull(name, decode_auth(request))
+        return pb.PullImageResponse(image_ref=image.id)
 
     async def RemoveImage(
         self, request: pb.RemoveImageRequest, context: Context
@@ -79,6 +80,6 @@ class NodeService(NodeServicer):
     async def ImportImage(
         self, request: node_pb.ImportImageRequest, context: Context
     ) -> node_pb.ImportImageResponse:
-        path = fields.absolute(request.path, "path")
-        name = fields.word(request.name, "name")
-        return node_pb.ImportImageResponse(image_ref=await self._images.import_layout(path, name))
+        path = Path(fields.absolute(request.path, "path"))
+        image = await self._images.import_layout(path, fields.word(request.name, "name"))
+        return node_pb.ImportImageResponse(image_ref=image.id)

@@ -8,7 +8,7 @@ from pycri import __version__
 from pycri.cri import encode
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
-from pycri.cri.application import Containers, Node, Sandboxes
+from pycri.cri.application import Containers, Execs, Node, Sandboxes
 from pycri.cri.decode import request as decode
 from pycri.cri.decode.container import decode_container_spec
 from pycri.cri.decode.handlers import RUNTIME_HANDLERS
@@ -20,9 +20,12 @@ Context = grpc.aio.ServicerContext[object, object]
 class RuntimeService(RuntimeServiceServicer):
     """Pods, containers and the node."""
 
-    def __init__(self, sandboxes: Sandboxes, containers: Containers, node: Node) -> None:
+    def __init__(
+        self, sandboxes: Sandboxes, containers: Containers, execs: Execs, node: Node
+    ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
+        self._execs = execs
         self._node = node
 
     async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
@@ -125,7 +128,7 @@ class RuntimeService(RuntimeServiceServicer):
         container_id = decode.decode_id(request.container_id, "container_id")
         command = decode.decode_command(request)
         timeout_s = decode.decode_timeout(request.timeout, "timeout")
-        result = await self._containers.exec_sync(container_id, command, timeout_s)
+        result = await self._execs.exec_sync(container_id, command, timeout_s)
         return pb.ExecSyncResponse(
             stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
         )

@@ -2,21 +2,10 @@
 """Log lines as they appear on stderr."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from pycri import logs
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("pycri")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    ours.setLevel(levels[1])
 
 
 def test_a_line_is_event_and_fields(capsys: pytest.CaptureFixture[str]) -> None:
