@@ -5,7 +5,7 @@
     /etc/pycri/config.d/*.toml    read after it in the order of their names; a later key wins
 
 Name, type, default and help of a setting are its line below: the loader, its error messages and
-the text of `pycri config --default` are derived from it. The environment is not read.
+the text of `pycri config` are derived from it. The environment is not read.
 """
 
 import difflib
@@ -149,10 +149,10 @@ def load(path: Path | None = None) -> Settings:
     return msgspec.convert(merged, Settings)
 
 
-def render_default() -> str:
-    """Return the defaults as TOML, each key under its help; it loads to the same tree."""
-    lines = ["# Settings of pycri. Every key is optional; these are the defaults.", ""]
-    return "\n".join([*lines, *_render_table(Settings(), "")])
+def render_settings(settings: Settings) -> str:
+    """Return the settings as TOML, each key under its help; it loads to the same tree."""
+    lines = ["# Settings of pycri. Every key is optional.", ""]
+    return "\n".join([*lines, *_render_table(settings, "")])
 
 
 def _read_table(file: Path) -> dict[str, Any]:
@@ -211,7 +211,8 @@ def _render_table(struct: msgspec.Struct, prefix: str) -> list[str]:
         if isinstance(value, msgspec.Struct):
             tables += [f"[{prefix}{field.name}]", *_render_table(value, f"{prefix}{field.name}.")]
         elif isinstance(value, dict):
-            tables += [*comment, f"[{prefix}{field.name}]", ""]
+            entries = [f"{json.dumps(key)} = {json.dumps(item)}" for key, item in value.items()]
+            tables += [*comment, f"[{prefix}{field.name}]", *entries, ""]
         else:
             scalars += [*comment, f"{field.name} = {json.dumps(value)}", ""]
     return scalars + tables

@@ -19,13 +19,22 @@ def write(folder: Path, text: str, name: str = "config.toml") -> Path:
 
 
 def test_printed_defaults_load_to_the_same_tree(tmp_path: Path) -> None:
-    text = config.render_default()
+    text = config.render_settings(config.Settings())
     assert config.load(write(tmp_path, text)) == config.Settings()
 
 
+def test_printed_settings_keep_what_was_changed(tmp_path: Path) -> None:
+    settings = config.Settings(
+        run_dir='/a "b"',
+        network=config.NetworkSettings(mtu=1400),
+        images=config.ImageSettings(registry_mirrors={"example.test:5000": "http://[::1]:5000"}),
+    )
+    assert config.load(write(tmp_path, config.render_settings(settings))) == settings
+
+
 def test_printed_defaults_explain_every_key() -> None:
-    lines = config.render_default().splitlines()
-    table = tomllib.loads(config.render_default())
+    lines = config.render_settings(config.Settings()).splitlines()
+    table = tomllib.loads(config.render_settings(config.Settings()))
     keys = [key for key, value in table.items() if not isinstance(value, dict)]
     keys += [key for key, value in table["network"].items() if not isinstance(value, dict)]
     for key in keys:

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pycri check`: can this machine run pods, and what will it do without.
+
+`examine` is pure: facts in, findings out. The verb prints them and exits 1 if one is fatal.
+"""
+
+import enum
+from collections.abc import Iterator
+
+import click
+import msgspec
+
+from pycri.model.host import HostFacts
+
+REFERENCE_KERNEL = (6, 1)
+_NEEDED_CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_ADMIN",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+)
+_CONTROLLERS = {"cpu": "CPU limits", "cpuset": "CPU sets", "memory": "memory limits"}
+
+
+class Verdict(enum.Enum):
+    GOOD = "good"
+    LIMITED = "limited"
+    FATAL = "fatal"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing looked at. text: what was found, and what it means where it is not good."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What HostFacts does not hold. filesystems: of /proc/filesystems; nft: its path or None."""
+
+    root: bool
+    filesystems: frozenset[str]
+    nft: str | None
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a finding.")
+def check(*, as_json: bool) -> None:
+    """Tell whether this machine can run pods."""
+    surroundings = _read_surroundings()
+    if not surroundings.root:
+        raise click.ClickException("needs root: only root can run pods, and see what it may do")
+    from pycri.kernel.features import probe_host
+
+    findings = list(examine(probe_host(), surroundings))
+    for finding in findings:
+        if as_json:
+            click.echo(msgspec.json.encode(finding).decode())
+        else:
+            click.echo(f"{finding.verdict.value:8} {finding.subject:14} {finding.text}")
+    if any(finding.verdict is Verdict.FATAL for finding in findings):
+        raise click.exceptions.Exit(1)
+
+
+def _read_surroundings() -> Surroundings:
+    import os
+    import shutil
+
+    with open("/proc/filesystems", encoding="ascii") as file:
+        names = frozenset(line.split()[-1] for line in file if line.strip())
+    return Surroundings(root=os.geteuid() == 0, filesystems=names, nft=shutil.which("nft"))
+
+
+def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
+    """Return a finding for each thing that matters, good ones too."""
+    yield _kernel(facts)
+    yield _cgroups(facts)
+    yield from _controllers(facts)
+    yield _filesystem(surroundings)
+    yield _nft(surroundings)
+    yield _capabilities(facts)
+    yield _oom(facts)
+    yield _exits(facts)
+
+
+def _kernel(facts: HostFacts) -> Finding:
+    release = ".".join(map(str, facts.kernel))
+    if facts.kernel < REFERENCE_KERNEL:
+        needed = ".".join(map(str, REFERENCE_KERNEL))
+        text = f"Linux {release}: pycri is made for {needed} and later; pods may fail to start"
+        return Finding(subject="kernel", verdict=Verdict.FATAL, text=text)
+    text = f"Linux {release} on {facts.architecture}"
+    return Finding(subject="kernel", verdict=Verdict.GOOD, text=text)
+
+
+def _cgroups(facts: HostFacts) -> Finding:
+    if not facts.cgroup_controllers:
+        text = (
+            f"no hierarchy is mounted below {facts.cgroup_root}: containers have no group to be in"
+        )
+        return Finding(subject="cgroups", verdict=Verdict.FATAL, text=text)
+    text = f"version {facts.cgroup_version} at {facts.cgroup_root}"
+    return Finding(subject="cgroups", verdict=Verdict.GOOD, text=text)
+
+
+def _controllers(facts: HostFacts) -> Iterator[Finding]:
+    """Return one finding a controller that limits need."""
+    for name, use in _CONTROLLERS.items():
+        if name in facts.cgroup_controllers:
+            yield Finding(subject=f"cgroup {name}", verdict=Verdict.GOOD, text="is there")
+        else:
+            text = f"is not available: {use} have no effect"
+            yield Finding(subject=f"cgroup {name}", verdict=Verdict.LIMITED, text=text)
+
+
+def _filesystem(surroundings: Surroundings) -> Finding:
+    if "overlay" in surroundings.filesystems:
+        return Finding(subject="overlay", verdict=Verdict.GOOD, text="is there")
+    text = "is not in /proc/filesystems: containers have no root; try: modprobe overlay"
+    return Finding(subject="overlay", verdict=Verdict.FATAL, text=text)
+
+
+def _nft(surroundings: Surroundings) -> Finding:
+    if surroundings.nft:
+        return Finding(subject="nft", verdict=Verdict.GOOD, text=surroundings.nft)
+    text = "is not installed: pods cannot reach beyond this machine; install the package nftables"
+    return Finding(subject="nft", verdict=Verdict.FATAL, text=text)
+
+
+def _capabilities(facts: HostFacts) -> Finding:
+    missing = [name for name in _NEEDED_CAPABILITIES if name not in facts.capabilities]
+    if missing:
+        text = f"this root lacks {', '.join(missing)}: pods cannot be made"
+        return Finding(subject="capabilities", verdict=Verdict.FATAL, text=text)
+    return Finding(
+        subject="capabilities",
+        verdict=Verdict.GOOD,
+        text=f"{len(facts.capabilities)} can be given to a container",
+    )
+
+
+def _oom(facts: HostFacts) -> Finding:
+    if facts.min_oom_score_adj > -1000:
+        text = (
+            f"cannot go below {facts.min_oom_score_adj} without CAP_SYS_RESOURCE: lower values are"
+            " raised to it, so system pods are killed as readily as others"
+        )
+        return Finding(subject="oom_score_adj", verdict=Verdict.LIMITED, text=text)
+    return Finding(subject="oom_score_adj", verdict=Verdict.GOOD, text="can be set at will")
+
+
+def _exits(facts: HostFacts) -> Finding:
+    if facts.pidfd_exit_info:
+        text = "survive the loss of the spawner"
+        return Finding(subject="exit codes", verdict=Verdict.GOOD, text=text)
+    text = "of containers that end while the spawner is being replaced are lost (Linux < 6.15)"
+    return Finding(subject="exit codes", verdict=Verdict.LIMITED, text=text)

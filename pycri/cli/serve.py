@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pycri serve`: be the daemon."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Settings file; its config.d is read, too.  [default: /etc/pycri/config.toml]",
+)
+def serve(path: Path | None) -> None:
+    """Answer the kubelet on the CRI socket until SIGTERM."""
+    from pycri import config, logs
+
+    settings = config.load(path)
+    logs.configure(settings.log_level)
+
+    from pycri import daemon
+
+    daemon.run(settings)
