@@ -16,6 +16,7 @@ from pycri.cli.image import image
 from pycri.cli.serve import serve
 from pycri.cli.timeline import timeline
 from pycri.cli.version import version
+from pycri.cli.wipe import wipe
 from pycri.errors import PycriError
 
 
@@ -38,5 +39,5 @@ def main() -> None:
     """A container runtime for Kubernetes nodes."""
 
 
-for verb in (serve, check, config, version, image, timeline):
+for verb in (serve, check, config, version, image, timeline, wipe):
     main.add_command(verb)

@@ -7,31 +7,20 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import msgspec
 import pytest
 
 from pycri import logs
 from pycri.cri.api import node_v1_pb2, node_v1_pb2_grpc
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
-from pycri.cri.image_service import ImageService, NodeService
-from pycri.cri.runtime_service import RuntimeService
-from pycri.cri.server import serving
-from pycri.errors import NotFound, PycriError, RegistryUnavailable, WrongState
-from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState, ExecResult
-from pycri.model.host import Condition
-from pycri.model.ids import ContainerId, ImageId, PodId
-from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
-from pycri.model.pod import PodRecord, PodSpec, PodState
+from pycri.errors import PycriError
+from tests.world.fake_application import POD, FakeDaemon
 
-POD = PodId("a" * 64)
-IMAGE = ImageId("sha256:" + "c" * 64)
 WAIT_S = 10
 
 SERVED = {
@@ -43,164 +32,6 @@ SERVED = {
 }  # fmt: skip
 
 
-class FakeSandboxes:
-    """Remembers pods; run waits for `gate`."""
-
-    def __init__(self) -> None:
-        self.pods: dict[str, PodRecord] = {}
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.entered = asyncio.Event()
-        self.failure: Exception | None = None
-
-    async def run(self, spec: PodSpec) -> PodId:
-        self.entered.set()
-        await self.gate.wait()
-        if self.failure:
-            raise self.failure
-        self.pods[POD] = PodRecord(id=POD, spec=spec, created_ns=1, ready_ns=2)
-        return POD
-
-    async def stop(self, pod_id: str) -> None: ...
-
-    async def remove(self, pod_id: str) -> None:
-        self.pods.pop(pod_id, None)
-
-    def status(self, pod_id: str) -> PodRecord:
-        if pod_id not in self.pods:
-            raise NotFound("pod sandbox", pod_id)
-        return self.pods[pod_id]
-
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        state: PodState | None = None,
-        labels: Mapping[str, str] = {},
-    ) -> list[PodRecord]:
-        return [
-            pod
-            for pod in self.pods.values()
-            if pod.id.startswith(id_prefix) and (state is None or pod.state is state)
-        ]
-
-
-class FakeContainers:
-    """Has none."""
-
-    def __init__(self) -> None:
-        self.stopped: list[tuple[str, int]] = []
-
-    async def create(self, pod_id: str, spec: ContainerSpec) -> ContainerId:
-        raise NotFound("pod sandbox", pod_id)
-
-    async def start(self, container_id: str) -> None:
-        raise WrongState("container has exited")
-
-    async def stop(self, container_id: str, timeout_s: int) -> None:
-        self.stopped.append((container_id, timeout_s))
-
-    async def remove(self, container_id: str) -> None: ...
-
-    def status(self, container_id: str) -> ContainerRecord:
-        raise NotFound("container", container_id)
-
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        pod_prefix: str = "",
-        state: ContainerState | None = None,
-        labels: Mapping[str, str] = {},
-    ) -> list[ContainerRecord]:
-        return []
-
-    async def reopen_log(self, container_id: str) -> None: ...
-
-
-class FakeExecs:
-    """Knows the commands "wait" and "big SIZE"; any other prints one letter."""
-
-    def __init__(self) -> None:
-        self.entered = asyncio.Event()
-        self.cancelled = asyncio.Event()
-
-    async def exec_sync(
-        self, container_id: str, command: tuple[str, ...], timeout_s: int
-    ) -> ExecResult:
-        if command[0] == "wait":
-            self.entered.set()
-            try:
-                await asyncio.Event().wait()
-            finally:
-                self.cancelled.set()
-        size = int(command[1]) if command[0] == "big" else 1
-        return ExecResult(stdout=b"o" * size, stderr=b"", exit_code=3)
-
-
-class FakeNode:
-    def __init__(self) -> None:
-        self.cidr = ""
-
-    def conditions(self) -> list[Condition]:
-        return [Condition(type="RuntimeReady", status=True)]
-
-    async def set_pod_cidr(self, cidr: str) -> None:
-        self.cidr = cidr
-
-    def verbose(self) -> dict[str, str]:
-        return {"config": "{}"}
-
-
-class FakeImages:
-    image = Image(id=IMAGE, size_bytes=1, config=ImageConfig(), architecture="amd64")
-
-    def images(self) -> list[Image]:
-        return [self.image]
-
-    def find(self, name: str) -> Image | None:
-        return self.image if name == "app" else None
-
-    async def pull(self, name: str, auth: RegistryAuth | None) -> Image:
-        if name == "down":
-            raise RegistryUnavailable("example.test: refused")
-        assert auth is None or auth.password == "hunter2"
-        return self.image
-
-    async def remove(self, name: str) -> None: ...
-
-    async def import_layout(self, path: Path, name: str) -> Image:
-        return msgspec.structs.replace(self.image, id=ImageId(f"{path} as {name}"))
-
-    def usage(self) -> FilesystemUsage:
-        return FilesystemUsage(timestamp_ns=1, mountpoint="/", used_bytes=2, inodes_used=3)
-
-
-class World:
-    """A server with its fakes and a client."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.sandboxes = FakeSandboxes()
-        self.containers = FakeContainers()
-        self.execs = FakeExecs()
-        self.node = FakeNode()
-        self.images = FakeImages()
-
-    @asynccontextmanager
-    async def serve(self, grace_s: float = WAIT_S) -> AsyncIterator[grpc.aio.Channel]:
-        services = (
-            RuntimeService(self.sandboxes, self.containers, self.execs, self.node),
-            ImageService(self.images),
-            NodeService(self.images),
-        )
-        async with (
-            serving(self.path, *services, grace_s=grace_s),
-            grpc.aio.insecure_channel(f"unix:{self.path}") as channel,
-        ):
-            yield channel
-
-
 @pytest.fixture
 def path() -> Iterator[str]:
     """A short path: sun_path holds 108 bytes."""
@@ -209,11 +40,11 @@ def path() -> Iterator[str]:
         assert not os.listdir(folder), "the server left something behind"
 
 
-def play(path: str, scene: Callable[[World, grpc.aio.Channel], Awaitable[None]]) -> World:
+def play(path: str, scene: Callable[[FakeDaemon, grpc.aio.Channel], Awaitable[None]]) -> FakeDaemon:
     """Run a scene against a fresh server."""
 
-    async def run() -> World:
-        world = World(path)
+    async def run() -> FakeDaemon:
+        world = FakeDaemon(path)
         async with asyncio.timeout(WAIT_S), world.serve() as channel:
             await scene(world, channel)
         return world
@@ -233,7 +64,7 @@ async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 def test_all_43_rpcs_answer_and_only_later_ones_are_unimplemented(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         unserved = set()
         methods = [m for s in pb.DESCRIPTOR.services_by_name.values() for m in s.methods]
         assert len(methods) == 43
@@ -253,7 +84,7 @@ def test_all_43_rpcs_answer_and_only_later_ones_are_unimplemented(path: str) -> 
 
 
 def test_a_pod_goes_through_and_is_listed(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub = RuntimeServiceStub(channel)
         assert (await stub.RunPodSandbox(pod_request())).pod_sandbox_id == POD
         listed = await stub.ListPodSandbox(pb.ListPodSandboxRequest())
@@ -269,7 +100,7 @@ def test_a_pod_goes_through_and_is_listed(path: str) -> None:
 
 
 def test_errors_arrive_with_their_code_and_message(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub, images = RuntimeServiceStub(channel), ImageServiceStub(channel)
         code = grpc.StatusCode
         assert await failure(stub.RunPodSandbox(pb.RunPodSandboxRequest())) == (
@@ -297,7 +128,7 @@ def test_an_unforeseen_error_is_internal_and_logged_once_with_its_traceback(
 ) -> None:
     logs.configure("info")
 
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         world.sandboxes.failure = KeyError("lost")
         got = await failure(RuntimeServiceStub(channel).RunPodSandbox(pod_request()))
         assert got == (grpc.StatusCode.INTERNAL, "KeyError: 'lost'")
@@ -314,7 +145,7 @@ def test_one_line_a_call_at_its_level_without_secrets(
 ) -> None:
     logs.configure("debug")
 
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub = RuntimeServiceStub(channel)
         await stub.RunPodSandbox(pod_request())
         await stub.ListPodSandbox(pb.ListPodSandboxRequest())
@@ -337,7 +168,7 @@ def test_one_line_a_call_at_its_level_without_secrets(
 
 
 def test_a_client_that_hangs_up_does_not_cancel_the_work(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         world.sandboxes.gate.clear()
         call = RuntimeServiceStub(channel).RunPodSandbox(pod_request())
         await world.sandboxes.entered.wait()
@@ -351,7 +182,7 @@ def test_a_client_that_hangs_up_does_not_cancel_the_work(path: str) -> None:
 
 
 def test_a_passed_deadline_does_not_cancel_the_work_either(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         world.sandboxes.gate.clear()
         call = RuntimeServiceStub(channel).RunPodSandbox(pod_request(), timeout=0.1)
         assert (await failure(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -361,7 +192,7 @@ def test_a_passed_deadline_does_not_cancel_the_work_either(path: str) -> None:
 
 
 def test_an_exec_ends_with_its_client(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         request = pb.ExecSyncRequest(container_id="x", cmd=["wait"])
         call = RuntimeServiceStub(channel).ExecSync(request)
         await world.execs.entered.wait()
@@ -372,8 +203,8 @@ def test_an_exec_ends_with_its_client(path: str) -> None:
 
 
 def test_work_that_outlasts_the_grace_is_cancelled_at_stop(path: str) -> None:
-    async def run() -> World:
-        world = World(path)
+    async def run() -> FakeDaemon:
+        world = FakeDaemon(path)
         async with asyncio.timeout(WAIT_S):
             async with world.serve(grace_s=0.1) as channel:
                 world.sandboxes.gate.clear()
@@ -387,7 +218,7 @@ def test_work_that_outlasts_the_grace_is_cancelled_at_stop(path: str) -> None:
 
 def test_a_message_of_16_mib_is_taken_and_a_larger_answer_is_sent(path: str) -> None:
     async def run() -> None:
-        world = World(path)
+        world = FakeDaemon(path)
         options = [("grpc.max_receive_message_length", -1)]
         async with (
             world.serve(),
@@ -407,7 +238,7 @@ def test_a_message_of_16_mib_is_taken_and_a_larger_answer_is_sent(path: str) -> 
 
 
 def test_the_node_calls_answer_what_the_kubelet_needs(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub, images = RuntimeServiceStub(channel), ImageServiceStub(channel)
         version = await stub.Version(pb.VersionRequest())
         assert (version.version, version.runtime_api_version) == ("0.1.0", "v1")
@@ -432,7 +263,7 @@ def test_the_node_calls_answer_what_the_kubelet_needs(path: str) -> None:
 
 
 def test_images_are_found_by_filter_and_absence_is_no_error(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         images = ImageServiceStub(channel)
 
         async def listed(name: str) -> int:
@@ -447,7 +278,7 @@ def test_images_are_found_by_filter_and_absence_is_no_error(path: str) -> None:
 
 
 def test_an_image_is_imported_by_a_path_of_the_node(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         node = node_v1_pb2_grpc.NodeStub(channel)
         got = await node.ImportImage(node_v1_pb2.ImportImageRequest(path="/x", name="app:1"))
         assert got.image_ref == "/x as app:1"
@@ -458,7 +289,7 @@ def test_an_image_is_imported_by_a_path_of_the_node(path: str) -> None:
 
 
 def test_the_socket_is_for_root_and_group_only(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         found = os.stat(path)
         assert stat.S_IMODE(found.st_mode) == 0o660
         assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
@@ -471,16 +302,16 @@ def test_a_dead_servers_socket_is_replaced(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
 
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         await RuntimeServiceStub(channel).Version(pb.VersionRequest())
 
     play(path, scene)
 
 
 def test_a_living_servers_socket_and_a_plain_file_are_left_alone(path: str) -> None:
-    async def scene(world: World, channel: grpc.aio.Channel) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         with pytest.raises(PycriError, match="another process listens"):
-            async with World(path).serve():
+            async with FakeDaemon(path).serve():
                 pass
         await RuntimeServiceStub(channel).Version(pb.VersionRequest())
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs that talk to a daemon, against a real socket served from another thread."""
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from pycri.cli.main import main
+from pycri.cli.timeline import render_bar
+from pycri.model.container import ContainerMetadata, ContainerRecord, ContainerSpec, ImageSpec
+from pycri.model.ids import ContainerId
+from pycri.model.pod import PodMetadata, PodRecord, PodSpec, Stage
+from pycri.model.security import User
+from tests.world.fake_application import IMAGE, POD, FakeDaemon
+
+WAIT_S = 10
+CONTAINER = ContainerId("b" * 64)
+
+
+def stages(call: str) -> tuple[Stage, ...]:
+    return (
+        Stage(name=call, start_ns=0, duration_ns=8_000_000),
+        Stage(name=f"{call}/attach", start_ns=2_000_000, duration_ns=4_000_000),
+    )
+
+
+def put_pod(daemon: FakeDaemon) -> None:
+    metadata = PodMetadata(name="web", uid="u", namespace="ns")
+    daemon.sandboxes.pods[POD] = PodRecord(
+        id=POD, spec=PodSpec(metadata=metadata), created_ns=1, timeline=stages("RunPodSandbox")
+    )
+    daemon.containers.records[CONTAINER] = ContainerRecord(
+        id=CONTAINER,
+        pod_id=POD,
+        spec=ContainerSpec(metadata=ContainerMetadata(name="app"), image=ImageSpec(image="app:1")),
+        image_id=IMAGE,
+        user=User(),
+        stop_signal=15,
+        cgroup="/x",
+        log_path="",
+        created_ns=2,
+        timeline=stages("CreateContainer"),
+    )
+
+
+async def serve(path: str, ready: threading.Event, ends: list[asyncio.Event]) -> None:
+    """Serve until the event in `ends` is set from outside."""
+    daemon = FakeDaemon(path)
+    put_pod(daemon)
+    ends.append(asyncio.Event())
+    async with daemon.serve():
+        ready.set()
+        await ends[0].wait()
+
+
+@pytest.fixture(scope="module")
+def socket_path() -> Iterator[str]:
+    ready, ends, loop = threading.Event(), list[asyncio.Event](), asyncio.new_event_loop()
+    with tempfile.TemporaryDirectory(prefix="pycri-") as folder:
+        path = f"{folder}/pycri.sock"
+        work = serve(path, ready, ends)
+        thread = threading.Thread(target=loop.run_until_complete, args=(work,))
+        thread.start()
+        assert ready.wait(WAIT_S)
+        yield path
+        loop.call_soon_threadsafe(ends[0].set)
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        loop.close()
+
+
+def run(socket_path: str, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--socket", socket_path])
+
+
+@pytest.mark.parametrize("name", [POD, POD[:8], "web"])
+def test_a_timeline_shows_each_stage_of_pod_and_containers(socket_path: str, name: str) -> None:
+    result = run(socket_path, "timeline", name)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[1][:4] == ["pod", "web", "RunPodSandbox", "8.00"]
+    assert lines[2][:2] == ["attach", "4.00"]
+    assert lines[3][:4] == ["container", "app", "CreateContainer", "8.00"]
+    assert lines[4][:2] == ["attach", "4.00"]
+
+
+def test_a_timeline_is_there_for_scripts_too(socket_path: str) -> None:
+    parts = json.loads(run(socket_path, "timeline", "web", "--json").stdout)
+    assert [part["name"] for part in parts] == ["pod web", "container app"]
+    assert parts[0]["timeline"] == msgspec.to_builtins(list(stages("RunPodSandbox")))
+
+
+def test_a_bar_lies_where_the_stage_lay_in_its_call() -> None:
+    call, stage = stages("x")
+    assert render_bar(call, call) == "█" * 40
+    assert render_bar(stage, call) == " " * 10 + "█" * 20
+    late = Stage(name="x/y", start_ns=8_000_000, duration_ns=0)
+    assert render_bar(late, call) == " " * 39 + "█"
+
+
+def test_an_unknown_pod_is_a_failure_with_one_line(socket_path: str) -> None:
+    result = run(socket_path, "timeline", "nobody")
+    assert (result.exit_code, result.stderr) == (1, "Error: pod 'nobody' not found\n")
+
+
+def test_images_are_listed_imported_and_removed(socket_path: str) -> None:
+    listed = run(socket_path, "image", "ls")
+    assert listed.stdout.split() == ["c" * 12, "0.0", "MB", "-"]
+    assert json.loads(run(socket_path, "image", "ls", "--json").stdout)["id"] == IMAGE
+    imported = run(socket_path, "image", "import", "/", "app:1")
+    assert imported.stdout == "/ as app:1\n"
+    assert run(socket_path, "image", "rm", "app").exit_code == 0
+
+
+def test_the_daemons_refusal_is_shown_with_its_code(socket_path: str) -> None:
+    result = run(socket_path, "image", "import", "/", "two words")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: name: 'two words' is empty or holds white space")
+    assert result.stderr.endswith("(INVALID_ARGUMENT)\n")
+
+
+def test_no_daemon_is_said_so() -> None:
+    result = run("/nonexistent/pycri.sock", "image", "ls")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no daemon answers on /nonexistent/pycri.sock")

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CRI server whose application is fake: small, in memory, and able to wait or fail on demand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import msgspec
+
+from pycri.cri.image_service import ImageService, NodeService
+from pycri.cri.runtime_service import RuntimeService
+from pycri.cri.server import serving
+from pycri.errors import NotFound, RegistryUnavailable, WrongState
+from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState, ExecResult
+from pycri.model.host import Condition
+from pycri.model.ids import ContainerId, ImageId, PodId
+from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
+from pycri.model.pod import PodRecord, PodSpec, PodState
+
+POD = PodId("a" * 64)
+IMAGE = ImageId("sha256:" + "c" * 64)
+
+
+class FakeSandboxes:
+    """Remembers pods; run waits for `gate`."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, PodRecord] = {}
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+        self.failure: Exception | None = None
+
+    async def run(self, spec: PodSpec) -> PodId:
+        self.entered.set()
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        self.pods[POD] = PodRecord(id=POD, spec=spec, created_ns=1, ready_ns=2)
+        return POD
+
+    async def stop(self, pod_id: str) -> None: ...
+
+    async def remove(self, pod_id: str) -> None:
+        self.pods.pop(pod_id, None)
+
+    def status(self, pod_id: str) -> PodRecord:
+        if pod_id not in self.pods:
+            raise NotFound("pod sandbox", pod_id)
+        return self.pods[pod_id]
+
+    def list(
+        self,
+        *,
+        id_prefix: str = "",
+        state: PodState | None = None,
+        labels: Mapping[str, str] = {},
+    ) -> list[PodRecord]:
+        return [
+            pod
+            for pod in self.pods.values()
+            if pod.id.startswith(id_prefix) and (state is None or pod.state is state)
+        ]
+
+
+class FakeContainers:
+    """Has those that are put into `records`."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, ContainerRecord] = {}
+        self.stopped: list[tuple[str, int]] = []
+
+    async def create(self, pod_id: str, spec: ContainerSpec) -> ContainerId:
+        raise NotFound("pod sandbox", pod_id)
+
+    async def start(self, container_id: str) -> None:
+        raise WrongState("container has exited")
+
+    async def stop(self, container_id: str, timeout_s: int) -> None:
+        self.stopped.append((container_id, timeout_s))
+
+    async def remove(self, container_id: str) -> None: ...
+
+    def status(self, container_id: str) -> ContainerRecord:
+        if container_id not in self.records:
+            raise NotFound("container", container_id)
+        return self.records[container_id]
+
+    def list(
+        self,
+        *,
+        id_prefix: str = "",
+        pod_prefix: str = "",
+        state: ContainerState | None = None,
+        labels: Mapping[str, str] = {},
+    ) -> list[ContainerRecord]:
+        return [r for r in self.records.values() if r.pod_id.startswith(pod_prefix)]
+
+    async def reopen_log(self, container_id: str) -> None: ...
+
+
+class FakeExecs:
+    """Knows the commands "wait" and "big SIZE"; any other prints one letter."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def exec_sync(
+        self, container_id: str, command: tuple[str, ...], timeout_s: int
+    ) -> ExecResult:
+        if command[0] == "wait":
+            self.entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+        size = int(command[1]) if command[0] == "big" else 1
+        return ExecResult(stdout=b"o" * size, stderr=b"", exit_code=3)
+
+
+class FakeNode:
+    def __init__(self) -> None:
+        self.cidr = ""
+
+    def conditions(self) -> list[Condition]:
+        return [Condition(type="RuntimeReady", status=True)]
+
+    async def set_pod_cidr(self, cidr: str) -> None:
+        self.cidr = cidr
+
+    def verbose(self) -> dict[str, str]:
+        return {"config": "{}"}
+
+
+class FakeImages:
+    image = Image(id=IMAGE, size_bytes=1, config=ImageConfig(), architecture="amd64")
+
+    def images(self) -> list[Image]:
+        return [self.image]
+
+    def find(self, name: str) -> Image | None:
+        return self.image if name == "app" else None
+
+    async def pull(self, name: str, auth: RegistryAuth | None) -> Image:
+        if name == "down":
+            raise RegistryUnavailable("example.test: refused")
+        assert auth is None or auth.password == "hunter2"
+        return self.image
+
+    async def remove(self, name: str) -> None: ...
+
+    async def import_layout(self, path: Path, name: str) -> Image:
+        return msgspec.structs.replace(self.image, id=ImageId(f"{path} as {name}"))
+
+    def usage(self) -> FilesystemUsage:
+        return FilesystemUsage(timestamp_ns=1, mountpoint="/", used_bytes=2, inodes_used=3)
+
+
+class FakeDaemon:
+    """A server with its fakes and a client."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.sandboxes = FakeSandboxes()
+        self.containers = FakeContainers()
+        self.execs = FakeExecs()
+        self.node = FakeNode()
+        self.images = FakeImages()
+
+    @asynccontextmanager
+    async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
+        services = (
+            RuntimeService(self.sandboxes, self.containers, self.execs, self.node),
+            ImageService(self.images),
+            NodeService(self.images),
+        )
+        async with (
+            serving(self.path, *services, grace_s=grace_s),
+            grpc.aio.insecure_channel(f"unix:{self.path}") as channel,
+        ):
+            yield channel
