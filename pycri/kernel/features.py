@@ -41,6 +41,7 @@ def probe_host() -> HostFacts:
         overlay_lowerdir_append=kernel >= (6, 8),
         pidfd_exit_info=_has_pidfd_exit_info(),
         apparmor=_read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
+        swap_limits=_has_swap_limits(version, mounts1),
         selinux=os.path.isdir("/sys/fs/selinux/class"),
     )
 
@@ -70,6 +71,15 @@ def _hugepage_sizes() -> tuple[str, ...]:
         f"{kb >> 20}GB" if kb >= 1 << 20 else f"{kb >> 10}MB" if kb >= 1024 else f"{kb}KB"
         for kb in sorted(sizes_kb)
     )
+
+
+def _has_swap_limits(version: int, mounts1: dict[str, str]) -> bool:
+    if version == 1:
+        memory = next((path for key, path in mounts1.items() if "memory" in key.split(",")), "")
+        return os.path.exists(f"{memory}/memory.memsw.limit_in_bytes")
+    # The root group has no limits; any group below shows whether the kernel accounts for swap.
+    groups = [entry.path for entry in os.scandir(CGROUP_ROOT) if entry.is_dir()]
+    return any(os.path.exists(f"{group}/memory.swap.max") for group in groups)
 
 
 def _lowest_oom_score_adj() -> int:

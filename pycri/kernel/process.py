@@ -40,6 +40,12 @@ def start_time(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
+def read_boot_id() -> str:
+    """Return the id the kernel chose for this boot (random(4))."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
 def exit_code(wait_status: int) -> int:
     """Return a wait status as a shell would: the code, or 128 plus the signal."""
     if os.WIFSIGNALED(wait_status):

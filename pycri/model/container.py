@@ -15,7 +15,8 @@ import enum
 
 import msgspec
 
-from pycri.model.ids import ContainerId, ImageId, PodId
+from pycri.model.ids import ContainerId, Digest, ImageId, PodId
+from pycri.model.image import ImageConfig
 from pycri.model.pod import Stage
 from pycri.model.resources import Resources
 from pycri.model.security import ContainerSecurity, User
@@ -111,7 +112,9 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of one container.
 
-    image_ref: what the status shows as image_ref and image_id (the image's id).
+    image_id: what the status shows as image_ref and image_id.
+    image_layers, image_config: as they were at the creation; the layers stay on disk as long as
+        this container does, whatever becomes of the image.
     log_path: absolute, or "". cgroup: path below each hierarchy's mount point, begins with "/".
     pid, pid_start_time: the init process in the host's pid namespace while it runs, and field 22
         of its /proc/PID/stat; together they name a process.
@@ -122,6 +125,8 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     pod_id: PodId
     spec: ContainerSpec
     image_id: ImageId
+    image_layers: tuple[Digest, ...] = ()
+    image_config: ImageConfig = ImageConfig()
     user: User
     stop_signal: int
     cgroup: str

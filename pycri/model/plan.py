@@ -94,7 +94,7 @@ class MakeDirectory(msgspec.Struct, frozen=True, kw_only=True, tag="directory"):
 
 
 class MaskPath(msgspec.Struct, frozen=True, kw_only=True, tag="mask"):
-    """Hide a path: an empty read-only tmpfs over a folder, /dev/null over a file; absent is fine."""
+    """Hide a path: a folder by an empty tmpfs, a file by /dev/null; absent is fine."""
 
     path: str
 
@@ -149,6 +149,8 @@ class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Where a process is put and what is written there first.
 
     directories: absolute, to be made (with parents) and joined: one in v2, one a hierarchy in v1.
+    nested: an exec's, below its container's: parents are not made, for a container that is gone
+        must not leave a group behind; `existing` are its container's own groups, joined first.
     controllers: v2 only, to be enabled in every parent.
     writes: (absolute file, value) in order.
     device_rules: the allow list; all else is denied. None leaves devices alone.
@@ -156,6 +158,8 @@ class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     directories: tuple[str, ...]
+    nested: bool = False
+    existing: tuple[str, ...] = ()
     controllers: tuple[str, ...] = ()
     writes: tuple[tuple[str, str], ...] = ()
     device_rules: tuple[DeviceRule, ...] | None = None

@@ -76,14 +76,21 @@ def plan_exec_cgroup(path: str, exec_id: str, host: HostFacts) -> CgroupPlan:
     No controller is enabled for it: the container's own processes stay beside it, and version 2
     forbids processes in a group whose children have controllers ("no internal processes").
     """
-    leaf = f"{path}/exec-{exec_id[:12]}"
+    leaf = exec_cgroup_path(path, exec_id)
     if host.cgroup_version == 2:
-        return CgroupPlan(version=2, directories=(host.cgroup_root + leaf,))
-    directories = sorted(
-        mount + (leaf if "freezer" in controllers.split(",") else path)
-        for controllers, mount in host.cgroup1_mounts.items()
-    )
-    return CgroupPlan(version=1, directories=tuple(directories))
+        return CgroupPlan(version=2, directories=(host.cgroup_root + leaf,), nested=True)
+    made, existing = [], []
+    for controllers, mount in sorted(host.cgroup1_mounts.items()):
+        if "freezer" in controllers.split(","):
+            made.append(mount + leaf)
+        else:
+            existing.append(mount + path)
+    return CgroupPlan(version=1, directories=tuple(made), nested=True, existing=tuple(existing))
+
+
+def exec_cgroup_path(path: str, exec_id: str) -> str:
+    """Return the path of an exec's group below its container's, `path`."""
+    return f"{path}/exec-{exec_id[:12]}"
 
 
 def _expand_slice(name: str) -> str:

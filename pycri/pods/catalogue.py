@@ -56,6 +56,10 @@ class Catalogue:
         """Return the pod with this id or unambiguous prefix of one. Raises NotFound."""
         return _find(self._pods, pod_id, "pod sandbox")
 
+    def has_pod(self, pod_id: str) -> bool:
+        """Tell whether there is a pod with this whole id."""
+        return pod_id in self._pods
+
     def pod_named(self, key: str) -> PodRecord | None:
         """Return the pod with this name (`pod_name_key`)."""
         pod_id = self._pod_names.get(key)
@@ -92,6 +96,10 @@ class Catalogue:
     def container(self, container_id: str) -> ContainerRecord:
         """Return the container with this id or unambiguous prefix of one. Raises NotFound."""
         return _find(self._containers, container_id, "container")
+
+    def has_container(self, container_id: str) -> bool:
+        """Tell whether there is a container with this whole id."""
+        return container_id in self._containers
 
     def container_named(self, pod_id: PodId, name: str, attempt: int) -> ContainerRecord | None:
         """Return a pod's container by its metadata."""

@@ -63,6 +63,10 @@ class Layout:
         paths = self.pod_paths(pod.id, pod.spec)
         _write(paths.hosts, render_hosts(pod_hostname(pod.spec, host), addresses))
 
+    def has_pins(self, pod_id: PodId) -> bool:
+        """Tell whether anything of the pod is still pinned."""
+        return os.path.isdir(self.pins(pod_id))
+
     def remove_pins(self, pod_id: PodId) -> None:
         """Let go of a pod's namespaces and its /dev/shm; absent is fine."""
         folder = self.pins(pod_id)
@@ -81,11 +85,11 @@ class Layout:
         """Remove a pod's files."""
         shutil.rmtree(self._files(pod_id), ignore_errors=True)
 
-    def make_container(self, container_id: ContainerId, volumes: tuple[str, ...]) -> None:
-        """Make a container's folders. volumes: names below its volumes folder."""
+    def make_container(self, container_id: ContainerId) -> None:
+        """Make a container's folders."""
         folder = self.container(container_id)
         os.makedirs(folder, mode=0o711)
-        for name in ("upper", "work", "volumes", *(f"volumes/{name}" for name in volumes)):
+        for name in ("upper", "work", "volumes"):
             os.mkdir(f"{folder}/{name}")
 
     def remove_container(self, container_id: ContainerId) -> None:
@@ -95,17 +99,14 @@ class Layout:
         except FileNotFoundError:
             return
 
-    def orphans(self, pods: set[PodId], containers: set[ContainerId]) -> list[str]:
-        """Return pods and containers that have folders and are not among those known."""
-        found = []
-        for folder, known in (
-            (self._settings.pins_dir, pods),
-            (self._settings.pods_dir, pods),
-            (self._settings.containers_dir, containers),
-        ):
+    def names(self) -> set[str]:
+        """Return the ids of all pods and containers that have a folder; the folders are made."""
+        settings = self._settings
+        found: set[str] = set()
+        for folder in (settings.pins_dir, settings.pods_dir, settings.containers_dir):
             os.makedirs(folder, mode=0o711, exist_ok=True)
-            found += [name for name in os.listdir(folder) if name not in known]
-        return sorted(set(found))
+            found.update(os.listdir(folder))
+        return found
 
     def _files(self, pod_id: PodId) -> str:
         return f"{self._settings.pods_dir}/{pod_id}"

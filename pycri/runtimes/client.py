@@ -99,6 +99,10 @@ class SpawnerClient:
             )
         self.pid, self.monitor_pid = welcome.pid, welcome.monitor
 
+    def problem(self) -> str | None:
+        """Return why nothing can be started (the condition RuntimeReady), or None."""
+        return None if self._channel is not None else "the spawner is being replaced"
+
     async def close(self) -> None:
         """End the connection; spawner and containers go on."""
         self._closing = True

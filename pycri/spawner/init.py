@@ -66,20 +66,29 @@ def start_container(
 
 def enter_cgroups(plan: CgroupPlan, report: Report, around: Surroundings) -> None:
     """Make the groups, write their limits, join them."""
+    for directory in plan.existing:
+        report.doing(f"join cgroup {directory}")
+        cgroups.join(directory)
     for directory in plan.directories:
         report.doing(f"cgroup {directory}")
-        if plan.version == 2:
-            cgroup2.create(directory, around.cgroup2_root, plan.controllers)
-        else:
-            cgroup1.create(directory)
-            if plan.device_rules is not None and os.path.exists(f"{directory}/devices.allow"):
-                cgroup1.allow_devices(directory, plan.device_rules)
+        _make_cgroup(directory, plan, around)
     for path, value in plan.writes:
         report.doing(f"write {value!r} to {path}")
         cgroups.write(path, value)
     for directory in plan.directories:
         report.doing(f"join cgroup {directory}")
         cgroups.join(directory)
+
+
+def _make_cgroup(directory: str, plan: CgroupPlan, around: Surroundings) -> None:
+    if plan.nested:
+        os.mkdir(directory)
+    elif plan.version == 2:
+        cgroup2.create(directory, around.cgroup2_root, plan.controllers)
+    else:
+        cgroup1.create(directory)
+        if plan.device_rules is not None and os.path.exists(f"{directory}/devices.allow"):
+            cgroup1.allow_devices(directory, plan.device_rules)
 
 
 def _open_terminal(root_fd: int, report: Report) -> tuple[int, int, int]:

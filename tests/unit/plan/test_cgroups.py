@@ -50,10 +50,11 @@ def test_an_exec_has_a_group_below_its_containers_on_version_2() -> None:
 
 def test_an_exec_has_a_freezer_group_of_its_own_on_version_1() -> None:
     plan = plan_exec_cgroup("/pod/c", "e" * 64, host_v1())
-    assert plan.directories == (
+    assert plan.nested
+    assert plan.directories == ("/sys/fs/cgroup/freezer/pod/c/exec-eeeeeeeeeeee",)
+    assert plan.existing == (
         "/sys/fs/cgroup/cpu,cpuacct/pod/c",
         "/sys/fs/cgroup/devices/pod/c",
-        "/sys/fs/cgroup/freezer/pod/c/exec-eeeeeeeeeeee",
         "/sys/fs/cgroup/memory/pod/c",
         "/sys/fs/cgroup/systemd/pod/c",
     )

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: the only place that builds and connects the parts.
+
+Order of start: lock, host facts, spawner (before gRPC and its threads are there), database,
+images, network, recovery, then the CRI socket, then the readiness line. Stop is the reverse; the
+spawner, the monitor and all containers go on.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import os
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from pycri.config import Settings
+from pycri.errors import Unavailable, WrongState
+from pycri.images.manifest import host_platform
+from pycri.images.registry import RegistryClient
+from pycri.images.store import ImageStore
+from pycri.kernel.features import probe_host
+from pycri.logs import Log
+from pycri.model.host import HostFacts
+from pycri.model.ids import Digest
+from pycri.network.bridge import BridgeNetwork
+from pycri.pods.catalogue import Catalogue
+from pycri.pods.containers import Containers
+from pycri.pods.endings import Endings
+from pycri.pods.execs import Execs
+from pycri.pods.foundation import Foundation
+from pycri.pods.groups import Groups
+from pycri.pods.layout import Layout
+from pycri.pods.node import Node
+from pycri.pods.planning import Planner
+from pycri.pods.recovery import Recovery
+from pycri.pods.sandboxes import Sandboxes
+from pycri.pods.watch import ExitWatch
+from pycri.runtimes import launch
+from pycri.runtimes.client import SpawnerClient
+from pycri.state.database import Database
+
+_log = Log("daemon")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """The connected parts that calls reach."""
+
+    sandboxes: Sandboxes
+    containers: Containers
+    execs: Execs
+    images: ImageStore
+    node: Node
+    network: BridgeNetwork
+    spawner: SpawnerClient
+    recovery: Recovery
+
+
+def run(settings: Settings) -> None:
+    """Serve CRI until SIGTERM or SIGINT. Raises WrongState if another daemon holds the lock."""
+    with _locked(settings):
+        host = probe_host()
+        # A fork, so it comes before gRPC is imported (in _serve) and starts its threads.
+        spawner_socket = launch.connect(settings) or launch.start(settings, host)
+        asyncio.run(_serve(settings, host, spawner_socket))
+
+
+def wipe(settings: Settings) -> None:
+    """End every pod, the spawner and the monitor; remove bridge, rules and run folder.
+
+    Images stay. Raises WrongState while a daemon serves.
+    """
+    with _locked(settings):
+        host = probe_host()
+        spawner_socket = launch.connect(settings) or launch.start(settings, host)
+        asyncio.run(_wipe(settings, host, spawner_socket))
+        shutil.rmtree(settings.run_dir)
+
+
+@contextlib.asynccontextmanager
+async def _application(
+    settings: Settings, host: HostFacts, spawner_socket: socket.socket
+) -> AsyncIterator[Application]:
+    """Build, connect and recover everything; close it at the end."""
+    async with contextlib.AsyncExitStack() as stack:
+        spawner = SpawnerClient(settings, host)
+        stack.push_async_callback(spawner.close)
+        database = await Database.open(Path(settings.database_path))
+        stack.push_async_callback(database.close)
+        registry = RegistryClient(settings.images.registry_mirrors)
+        stack.push_async_callback(registry.close)
+        catalogue = Catalogue(database)
+        foundation = Foundation(
+            settings=settings,
+            host=host,
+            catalogue=catalogue,
+            spawner=spawner,
+            exits=ExitWatch(),
+            layout=Layout(settings),
+            groups=Groups(host),
+        )
+        network = BridgeNetwork(settings.network, database)
+        stack.push_async_callback(network.close)
+        images = _image_store(foundation, database, registry)
+        await catalogue.load()
+        await images.open()
+        stack.push_async_callback(images.close)
+        yield await _connect(foundation, database, images, network, spawner_socket)
+
+
+def _image_store(
+    foundation: Foundation, database: Database, registry: RegistryClient
+) -> ImageStore:
+    catalogue = foundation.catalogue
+
+    def layers_in_use() -> frozenset[Digest]:
+        return frozenset(layer for c in catalogue.containers() for layer in c.image_layers)
+
+    return ImageStore(
+        Path(foundation.settings.images_dir),
+        database,
+        platform=host_platform(os.uname().machine),
+        registry=registry,
+        layers_in_use=layers_in_use,
+    )
+
+
+async def _connect(
+    foundation: Foundation,
+    database: Database,
+    images: ImageStore,
+    network: BridgeNetwork,
+    spawner_socket: socket.socket,
+) -> Application:
+    spawner = foundation.spawner
+    endings = Endings(foundation)
+    planner = Planner(foundation, images)
+    containers = Containers(foundation, planner, endings)
+    sandboxes = Sandboxes(foundation, network, containers)
+    recovery = Recovery(foundation, sandboxes, endings, network)
+    spawner.on_exit = recovery.task_ended
+    spawner.on_replaced = recovery.compare_tasks
+    await spawner.attach(spawner_socket)
+    try:
+        await network.start()
+    except Unavailable as error:
+        # Pods on the host's network still work; Status says what is wrong.
+        _log.error("network not ready", error=str(error))
+    await recovery.recover(database)
+    return Application(
+        sandboxes=sandboxes,
+        containers=containers,
+        execs=Execs(foundation, planner),
+        images=images,
+        node=Node(foundation, network),
+        network=network,
+        spawner=spawner,
+        recovery=recovery,
+    )
+
+
+async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:
+    # Imported here: gRPC starts threads, and the spawner has to be started before there are any.
+    from pycri.cri.image_service import ImageService, NodeService
+    from pycri.cri.runtime_service import RuntimeService
+    from pycri.cri.server import serving
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with _application(settings, host, spawner_socket) as app:
+        runtime = RuntimeService(app.sandboxes, app.containers, app.execs, app.node)
+        images, node = ImageService(app.images), NodeService(app.images)
+        async with serving(settings.socket_path, runtime, images, node):
+            watching = asyncio.create_task(app.recovery.watch())
+            _notify("READY=1")
+            _log.info("ready", socket=settings.socket_path, spawner=app.spawner.pid)
+            await stop.wait()
+            _notify("STOPPING=1")
+            _log.info("stopping")
+            watching.cancel()
+
+
+async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:
+    async with _application(settings, host, spawner_socket) as app:
+        for pod in app.sandboxes.list():
+            await app.sandboxes.remove(pod.id)
+        await app.network.remove()
+        await app.spawner.quit()
+
+
+@contextlib.contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    """Hold the lock of the state folder: two daemons on it would undo each other's work."""
+    os.makedirs(settings.state_dir, mode=0o711, exist_ok=True)
+    os.makedirs(settings.run_dir, mode=0o711, exist_ok=True)
+    with open(f"{settings.state_dir}/lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WrongState(f"another pycri uses {settings.state_dir}") from error
+        yield
+
+
+def _notify(state: str) -> None:
+    """Tell the service manager, if there is one (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        name = "\0" + address[1:] if address.startswith("@") else address
+        sock.sendto(state.encode(), name)

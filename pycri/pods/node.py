@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node as a whole: is it ready, which range do its pods live in."""
+
+from pycri.model.host import Condition
+from pycri.network.bridge import BridgeNetwork
+from pycri.pods.foundation import Foundation
+
+
+class Node:
+    """What Status and UpdateRuntimeConfig are about. Answers from memory."""
+
+    def __init__(self, foundation: Foundation, network: BridgeNetwork) -> None:
+        self._spawner = foundation.spawner
+        self._network = network
+
+    def conditions(self) -> list[Condition]:
+        """Return RuntimeReady and NetworkReady (CRI RuntimeStatus)."""
+        network = self._network.problem()
+        return [
+            _condition("RuntimeReady", self._spawner.problem(), "SpawnerLost"),
+            _condition("NetworkReady", network, "NetworkNotReady"),
+        ]
+
+    async def set_pod_cidr(self, cidr: str) -> None:
+        """Use another address range for new pods; "" changes nothing."""
+        await self._network.set_pod_cidr(cidr)
+
+    def verbose(self) -> dict[str, str]:
+        """Return what a verbose Status adds."""
+        return {
+            "spawner_pid": str(self._spawner.pid),
+            "monitor_pid": str(self._spawner.monitor_pid),
+        }
+
+
+def _condition(kind: str, problem: str | None, reason: str) -> Condition:
+    if problem is None:
+        return Condition(type=kind, status=True)
+    return Condition(type=kind, status=False, reason=reason, message=problem)
