@@ -52,6 +52,15 @@ def list_layers(folder: Path) -> list[str]:
     return sorted(os.listdir(folder / "images/layers"))
 
 
+async def wait_for_layers(folder: Path, count: int) -> None:
+    """Wait until there are `count` names below the layers' folder; removal goes on aside."""
+    for _ in range(1000):
+        if len(list_layers(folder)) == count:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"there are still {list_layers(folder)}")
+
+
 class FaultyRegistry:
     """One image in memory, served by HTTP on loopback as REPOSITORY:latest.
 
@@ -101,6 +110,10 @@ class FaultyRegistry:
             if request.path.endswith(ending):
                 return await fault(request)
         return await self.serve(request)
+
+    async def serve_open(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a blob though the gate is shut; a handler for `faults`."""
+        return web.Response(body=self.image.blobs[request.path.rpartition("/")[2]])
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Answer as a registry does."""
