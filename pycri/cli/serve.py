@@ -20,6 +20,6 @@ def serve(path: Path | None) -> None:
     settings = config.load(path)
     logs.configure(settings.log_level)
 
-    from pycri import daemon
+    from pycri.daemon import run
 
-    daemon.run(settings)
+    run(settings)
