@@ -75,12 +75,13 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(main, arguments).exit_code == 2
 
 
-def test_the_command_loads_no_grpc_before_a_verb_needs_it() -> None:
-    """The spawner must be started before grpc has threads."""
-    script = (
-        "import sys; from pycri.cli.main import main; "
-        "print([m for m in ('grpc', 'google', 'asyncio') if m in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [("pycri.cli.main", ["grpc", "google", "asyncio"]), ("pycri.daemon", ["grpc", "google"])],
+)
+def test_grpc_is_not_loaded_before_the_spawner_runs(module: str, unwanted: list[str]) -> None:
+    """A process with gRPC's threads must not fork."""
+    script = f"import sys, {module}; print([m for m in {unwanted} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
