@@ -28,6 +28,16 @@ def create(directory: str) -> None:
                 cgroups.write(f"{directory}/{name}", file.read())
 
 
+def join(directory: str) -> None:
+    """Move the calling process, which must have one thread, into the group.
+
+    By `tasks` instead of `cgroup.procs`: for the calling thread alone the kernel skips the lock
+    that keeps whole processes still, whose first taker waits for an RCU grace period. Measured for
+    nine hierarchies: 0.5 ms instead of 11 (cgroup_procs_write_start in kernel/cgroup/cgroup.c).
+    """
+    cgroups.write(f"{directory}/tasks", "0")
+
+
 def allow_devices(directory: str, rules: tuple[DeviceRule, ...]) -> None:
     """Deny all devices, then allow `rules` ("devices.rst")."""
     cgroups.write(f"{directory}/devices.deny", "a")

@@ -20,6 +20,11 @@ def create(directory: str, root: str, controllers: tuple[str, ...]) -> None:
         os.makedirs(current, exist_ok=True)
 
 
+def join(directory: str) -> None:
+    """Move the calling process into the group."""
+    cgroups.write(f"{directory}/cgroup.procs", "0")
+
+
 def kill(directory: str, pause: Callable[[], None]) -> None:
     """Kill every process of the group and below, and wait until none is left.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both versions of control groups share: write, join, list, remove (cgroups(7))."""
+"""What both versions of control groups share: write, list, remove (cgroups(7))."""
 
 import os
 
@@ -8,11 +8,6 @@ def write(path: str, value: str) -> None:
     """Write one control file. The OSError names the file."""
     with open(path, "w") as file:
         file.write(value)
-
-
-def join(directory: str) -> None:
-    """Move the calling process into the group."""
-    write(f"{directory}/cgroup.procs", "0")
 
 
 def processes(directory: str) -> list[int]:

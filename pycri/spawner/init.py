@@ -50,6 +50,9 @@ def start_container(
         namespaces.join(namespace.kind, namespace.path)
     report.doing(f"new namespaces {' '.join(plan.new_namespaces)}")
     namespaces.make_namespaces(plan.new_namespaces)
+    if plan.log_path:
+        report.doing(f"log {plan.log_path}")
+        _make_log(plan.log_path)
     trees = open_sources(plan.steps, report, append=around.overlay_append)
     report.reached("sources")
     report.doing("mount namespace")
@@ -64,11 +67,18 @@ def start_container(
     execute(plan.process, stdio, report, around.last_capability)
 
 
+def _make_log(path: str) -> None:
+    """Make the log file: the kubelet links to it as soon as the start has returned."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    os.close(os.open(path, flags, 0o640))
+
+
 def enter_cgroups(plan: CgroupPlan, report: Report, around: Surroundings) -> None:
     """Make the groups, write their limits, join them."""
     for directory in plan.existing:
         report.doing(f"join cgroup {directory}")
-        cgroups.join(directory)
+        _join_cgroup(directory, plan)
     for directory in plan.directories:
         report.doing(f"cgroup {directory}")
         _make_cgroup(directory, plan, around)
@@ -77,7 +87,12 @@ def enter_cgroups(plan: CgroupPlan, report: Report, around: Surroundings) -> Non
         cgroups.write(path, value)
     for directory in plan.directories:
         report.doing(f"join cgroup {directory}")
-        cgroups.join(directory)
+        _join_cgroup(directory, plan)
+
+
+def _join_cgroup(directory: str, plan: CgroupPlan) -> None:
+    join = cgroup2.join if plan.version == 2 else cgroup1.join
+    join(directory)
 
 
 def _make_cgroup(directory: str, plan: CgroupPlan, around: Surroundings) -> None:
