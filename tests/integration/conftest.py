@@ -35,11 +35,11 @@ def node(shared_node: Node) -> Iterator[Node]:
 
 @pytest.fixture
 def make_node(scope: leaks.Scope, images: Images) -> Iterator[Callable[..., Node]]:
-    """Make and start a node of the test's own: `make_node(settings="...")`."""
+    """Make and start a node of the test's own; its arguments are those of Node."""
     nodes: list[Node] = []
 
-    def make(settings: str = "") -> Node:
-        nodes.append(Node(scope, settings=settings))
+    def make(settings: str = "", prefix: int = 24) -> Node:
+        nodes.append(Node(scope, settings=settings, prefix=prefix))
         return nodes[-1].start()
 
     yield make
@@ -51,3 +51,11 @@ def make_node(scope: leaks.Scope, images: Images) -> Iterator[Callable[..., Node
 def own_node(make_node: Callable[..., Node]) -> Node:
     """A running node of the test's own, for tests that end its processes."""
     return make_node()
+
+
+@pytest.fixture
+def unstarted_node(scope: leaks.Scope, images: Images) -> Iterator[Node]:
+    """A node of the test's own that the test starts."""
+    node = Node(scope)
+    yield node
+    node.close()

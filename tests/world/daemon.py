@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,20 @@ def wait_until(
     return found
 
 
+@contextmanager
+def refused(code: grpc.StatusCode, *words: str) -> Iterator[None]:
+    """Expect a call to fail with `code` and a message that has all `words`."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        message = str(error.details())
+        assert error.code() is code, f"{error.code()}: {message}"
+        missing = [word for word in words if word not in message]
+        assert not missing, f"{missing} not in: {message}"
+    else:
+        raise AssertionError(f"not refused with {code.name}")
+
+
 class LogLine(msgspec.Struct, frozen=True):
     """A line of a CRI log file: "TIME STREAM TAG CONTENT"."""
 
@@ -63,8 +78,11 @@ def parse_log(text: str) -> list[LogLine]:
 class Node:
     """A pycri under test. `runtime` and `images` are the two services of its socket."""
 
-    def __init__(self, scope: leaks.Scope, *, settings: str = "") -> None:
-        """Write the config of a new node; `settings` is TOML after it. Nothing runs yet."""
+    def __init__(self, scope: leaks.Scope, *, settings: str = "", prefix: int = 24) -> None:
+        """Write the config of a new node. Nothing runs yet.
+
+        settings: TOML of further keys. prefix: length of the address range's.
+        """
         self.name = f"{leaks.NAME_PREFIX}{session.session_id}n{next(_numbers)}"
         self.folder = Path(scope.folders[0], self.name)
         self.run_dir = self.folder / "run"
@@ -86,7 +104,7 @@ class Node:
             "[network]\n"
             f'bridge = "{self.name}"\n'
             f'table = "{self.name}"\n'
-            f'range = "{self.subnet}"\n'
+            f'range = "{self.subnet.removesuffix("24")}{prefix}"\n'
         )
 
     # the life of the node
@@ -136,11 +154,12 @@ class Node:
         pid = self.pid_of(process)
         os.kill(pid, number)
         if process == "daemon":
-            self._forget_daemon()
+            self.reap()
         wait_until(lambda: not is_running(pid), what=f"{process} {pid} ends")
         return pid
 
-    def _forget_daemon(self) -> None:
+    def reap(self) -> None:
+        """Take leave of a daemon that has been killed."""
         assert self._process is not None
         assert self._channel is not None
         self._channel.close()
@@ -215,8 +234,21 @@ class Node:
 
     # pods
 
-    def pod_config(self, name: str, *, attempt: int = 0, **fields: Any) -> cri.PodSandboxConfig:
-        """Build a pod's config; `fields` are those of PodSandboxConfig."""
+    def pod_config(
+        self,
+        name: str,
+        *,
+        attempt: int = 0,
+        namespaces: dict[str, Any] | None = None,
+        security: dict[str, Any] | None = None,
+        linux: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> cri.PodSandboxConfig:
+        """Build a pod's config; `fields` are further ones of PodSandboxConfig.
+
+        Like the kubelet's, a pod has a PID namespace for each container unless asked otherwise.
+        """
+        options = {"pid": cri.CONTAINER} | (namespaces or {})
         plain: dict[str, Any] = {
             "metadata": {
                 "name": name,
@@ -226,6 +258,10 @@ class Node:
             },
             "hostname": name,
             "log_directory": str(self.folder / "logs" / name),
+            "linux": {
+                "security_context": {"namespace_options": options, **(security or {})},
+                **(linux or {}),
+            },
         }
         return cri.PodSandboxConfig(**(plain | fields))
 
@@ -297,7 +333,14 @@ class Node:
         return self.create_config(pod, self.container_config(name, image, **words))
 
     def create_config(self, pod: str, config: cri.ContainerConfig) -> str:
-        """Create a container of the given config and return its id."""
+        """Create a container of the given config and return its id.
+
+        Without namespace options of its own it gets the pod's, as from the kubelet.
+        """
+        context = config.linux.security_context
+        if pod in self._pods and not context.HasField("namespace_options"):
+            options = self._pods[pod].linux.security_context.namespace_options
+            context.namespace_options.CopyFrom(options)
         request = cri.CreateContainerRequest(
             pod_sandbox_id=pod, config=config, sandbox_config=self._pods.get(pod)
         )
