@@ -82,43 +82,33 @@ def decode_container_security(
     """
     _check_identity(message, path)
     check_selinux(message.selinux_options, f"{path}.selinux_options")
-    seccomp = apparmor = None
-    if not message.privileged:
-        seccomp = _decode_seccomp(message, path)
-        apparmor = _decode_apparmor(message, path)
-    capabilities = message.capabilities
+    confined = not message.privileged
+    capabilities, caps = message.capabilities, f"{path}.capabilities"
+    options, groups_path = message.namespace_options, f"{path}.supplemental_groups"
     has_user, has_group = message.HasField("run_as_user"), message.HasField("run_as_group")
     return ContainerSecurity(
-        namespaces=decode_namespaces(
-            message.namespace_options, f"{path}.namespace_options", pod=False
-        ),
+        namespaces=decode_namespaces(options, f"{path}.namespace_options", pod=False),
         privileged=message.privileged,
         run_as_user=message.run_as_user.value if has_user else None,
         run_as_username=message.run_as_username,
         run_as_group=message.run_as_group.value if has_group else None,
-        supplemental_groups=decode_groups(
-            message.supplemental_groups, f"{path}.supplemental_groups"
-        ),
+        supplemental_groups=decode_groups(message.supplemental_groups, groups_path),
         supplemental_groups_policy=fields.choice(
-            message.supplemental_groups_policy,
-            f"{path}.supplemental_groups_policy",
-            SupplementalGroupsPolicy,
+            message.supplemental_groups_policy, f"{groups_path}_policy", SupplementalGroupsPolicy
         ),
         readonly_rootfs=message.readonly_rootfs,
         no_new_privs=message.no_new_privs,
-        add_capabilities=_capabilities(
-            capabilities.add_capabilities, f"{path}.capabilities.add_capabilities"
-        ),
+        add_capabilities=_capabilities(capabilities.add_capabilities, f"{caps}.add_capabilities"),
         drop_capabilities=_capabilities(
-            capabilities.drop_capabilities, f"{path}.capabilities.drop_capabilities"
+            capabilities.drop_capabilities, f"{caps}.drop_capabilities"
         ),
         add_ambient_capabilities=_capabilities(
-            capabilities.add_ambient_capabilities, f"{path}.capabilities.add_ambient_capabilities"
+            capabilities.add_ambient_capabilities, f"{caps}.add_ambient_capabilities"
         ),
         masked_paths=_paths(message.masked_paths, f"{path}.masked_paths"),
         readonly_paths=_paths(message.readonly_paths, f"{path}.readonly_paths"),
-        seccomp=seccomp,
-        apparmor=apparmor,
+        seccomp=_decode_seccomp(message, path) if confined else None,
+        apparmor=_decode_apparmor(message, path) if confined else None,
     )
 
 
