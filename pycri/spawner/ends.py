@@ -18,7 +18,7 @@ from pycri.spawner.tasks import Task, ended_task
 from pycri.wire.messages import ExitRecord
 
 UNKNOWN_EXIT_CODE = -1
-_STATUS_DEADLINE_NS = 2_000_000_000
+_STATUS_DEADLINE_NS = 10_000_000_000
 
 
 class Ends:
@@ -81,7 +81,7 @@ class Ends:
         self.look_again()
 
     def look_again(self) -> None:
-        """Look for the status of the tasks waited for; give up on each after two seconds."""
+        """Look for the status of the tasks waited for; give up on each after ten seconds."""
         for task_id, deadline_ns in list(self._waiting.items()):
             task = self._tasks[task_id]
             code = _adopted_exit_code(task)
