@@ -5,7 +5,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +51,9 @@ async def unpack_layer(
         if process.returncode is None:
             process.kill()
         process.stdin.close()
+        # Its end says whether all was taken, which the verdict says better.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            await process.stdin.wait_closed()
         await process.wait()
     verdict = msgspec.json.decode(answer or b"{}", type=_Verdict)
     if process.returncode != 0 or verdict.kind:

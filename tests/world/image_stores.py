@@ -82,7 +82,8 @@ class FaultyRegistry:
     async def start(cls, image: Image) -> AsyncIterator["FaultyRegistry"]:
         """Serve `image` until the end of the block."""
         application = web.Application()
-        runner = web.AppRunner(application, shutdown_timeout=0)
+        # A client that goes away ends the handler too: some wait for ever.
+        runner = web.AppRunner(application, handler_cancellation=True)
         server = cls(image, "")
         application.router.add_route("*", "/{path:.*}", server._answer)
         await runner.setup()

@@ -45,14 +45,15 @@ async def fails(
     folder: Path,
     registry: FaultyRegistry,
     error: type[Exception],
-    match: str = "",
+    match: str | None = None,
     auth: RegistryAuth | None = None,
 ) -> None:
     """Check that the pull fails with `error`, and that nothing is left of it."""
     async with open_store(folder, stall_timeout_s=0.3) as store:
         with pytest.raises(error, match=match):
             await store.pull(registry.reference, auth)
-        assert store.images() == () and list_layers(folder) == []
+        await wait_for_layers(folder, 0)
+        assert store.images() == ()
         assert store.usage().used_bytes == 0
 
 
@@ -432,7 +433,7 @@ def test_a_full_disk_fails_the_pull_and_is_as_empty_as_before(tmp_path: Path) ->
 
     async def main(disk: Path) -> None:
         async with FaultyRegistry.start(too_large) as registry, open_store(disk) as store:
-            with pytest.raises(errors.OutOfResources, match="no room"):
+            with pytest.raises(errors.OutOfResources):
                 await store.pull(registry.reference, None)
             await wait_for_layers(disk, 0)
             registry.image = fits
