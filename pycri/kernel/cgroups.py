@@ -5,9 +5,18 @@ import os
 
 
 def write(path: str, value: str) -> None:
-    """Write one control file. The OSError names the file."""
-    with open(path, "w") as file:
-        file.write(value)
+    """Write one control file. The OSError names the file.
+
+    Three system calls; a file object would make six, and these are the most frequent ones we make.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
 
 
 def processes(directory: str) -> list[int]:

@@ -81,8 +81,11 @@ def set_limit(name: str, soft: int, hard: int) -> None:
 
 def write_oom_score_adj(value: int) -> None:
     """Set the caller's /proc/self/oom_score_adj, -1000 to 1000."""
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write(str(value))
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"%d" % value)
+    finally:
+        os.close(fd)
 
 
 def find_program(name: str, path: str) -> list[str]:

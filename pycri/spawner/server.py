@@ -84,7 +84,9 @@ class Spawner:
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(_TICK_S if self._ends.waiting else None):
-            if key.fileobj not in self._selector.get_map():
+            # An earlier handler of this turn may have closed it, and its number may be reused.
+            current = self._selector.get_map().get(key.fd)
+            if current is None or current.data is not key.data:
                 continue
             try:
                 key.data()
