@@ -74,7 +74,10 @@ class ImageStore:
         self._changes = asyncio.Lock()
 
     async def open(self) -> None:
-        """Load what is stored; remove what a crash left half done, or took a part of."""
+        """Load what is stored; remove what a crash left half done, or took a part of.
+
+        `layers_in_use` must know the containers by now: layers without an image are collected.
+        """
         await self._layers.open()
         for image in await self._database.transact(load_images):
             if all(layer in self._layers for layer in image.layers):
