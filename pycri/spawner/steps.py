@@ -9,6 +9,7 @@ them beneath the root, from within the container's own, otherwise empty mount na
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 
 from pycri.kernel import mounts
 from pycri.kernel.paths import (
@@ -74,7 +75,9 @@ def apply_steps(steps: Iterable[Step], trees: list[int], root_path: str, report:
 
 def _open_source(step: BindMount) -> int:
     if step.create_source:
-        os.makedirs(step.source, exist_ok=True)
+        # It exists: a file too may be bound. What cannot be is said by the next line.
+        with suppress(FileExistsError):
+            os.makedirs(step.source)
     tree = mounts.clone_tree(step.source, recursive=step.recursive)
     # Propagation first: from here on nothing the host mounts below reaches a private tree.
     mounts.set_propagation(tree, step.propagation)
