@@ -78,6 +78,7 @@ def wipe(settings: Settings) -> None:
         host = probe_host()
         spawner_socket = launch.connect(settings) or launch.start(settings, host)
         asyncio.run(_wipe(settings, host, spawner_socket))
+        Groups(host).remove_if_empty(settings.cgroup_parent)
         shutil.rmtree(settings.run_dir)
 
 
