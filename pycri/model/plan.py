@@ -111,6 +111,16 @@ class ReadOnlyPath(msgspec.Struct, frozen=True, kw_only=True, tag="readonly"):
         return f"readonly {self.path}"
 
 
+class WritablePath(msgspec.Struct, frozen=True, kw_only=True, tag="writable"):
+    """Make a folder where it is missing and bind it on itself: it stays writable below a
+    read-only root, with what the image has there."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"writable {self.path}"
+
+
 class ReadOnlyRoot(msgspec.Struct, frozen=True, kw_only=True, tag="readonly-root"):
     """Make the root mount itself read-only; the last of the mount steps."""
 
@@ -127,6 +137,7 @@ Step = (
     | MakeDirectory
     | MaskPath
     | ReadOnlyPath
+    | WritablePath
     | ReadOnlyRoot
 )
 

@@ -26,7 +26,7 @@ from pycri.model.security import NamespaceMode, User
 from pycri.plan.cgroups import cgroup_path, plan_cgroup, plan_exec_cgroup
 from pycri.plan.devices import HostDevice, plan_device_rules, plan_devices
 from pycri.plan.environment import process_args, process_env, working_directory
-from pycri.plan.mounts import drop_covered, plan_binds, plan_kernel_filesystems
+from pycri.plan.mounts import drop_covered, plan_binds, plan_kernel_filesystems, plan_volumes
 from pycri.plan.names import pod_hostname
 from pycri.plan.resources import oom_score_adj, plan_limits
 from pycri.plan.sandbox import PodPaths
@@ -38,7 +38,6 @@ class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
 
     layers: host folders of the image's layers, topmost first; upper, work: of the overlay.
     user, home: as `users.resolve_user` and `users.home_directory` found them.
-    volumes_dir: host folder for the volumes the image declares.
     cgroup_parent: the daemon's, for a pod that names none.
     host_devices: every node at or below a host_path of `spec.devices`; for a privileged
         container all in /dev besides.
@@ -53,7 +52,6 @@ class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[str, ...]
     upper: str
     work: str
-    volumes_dir: str
     user: User
     home: str = "/"
     host: HostFacts
@@ -174,11 +172,12 @@ def _plan_steps(inputs: ContainerInputs) -> tuple[Step, ...]:
     return (
         MountOverlay(layers=inputs.layers, upper=inputs.upper, work=inputs.work),
         *drop_covered(defaults, spec.mounts),
+        *plan_volumes(
+            inputs.image.volumes, spec.mounts, readonly_rootfs=spec.security.readonly_rootfs
+        ),
         *plan_binds(
             spec.mounts,
             files,
-            inputs.image.volumes,
-            inputs.volumes_dir,
             read_only_files=spec.security.readonly_rootfs,
         ),
         *plan_path_protection(spec.security),

@@ -4,9 +4,10 @@
     1  the root: layers and a writable upper folder            (container.py)
     2  the kernel's file systems: /proc, /dev, /sys and below  (plan_kernel_filesystems)
     3  nodes and links in /dev                                 (devices.py)
-    4  binds, shallow before deep: the pod's files in /etc,    (plan_binds)
-       the image's volumes, the request's mounts
-    5  masked and read-only paths, the root read-only          (security.py)
+    4  volumes of the image                                    (plan_volumes)
+    5  binds, shallow before deep: the pod's files in /etc,    (plan_binds)
+       the request's mounts
+    6  masked and read-only paths, the root read-only          (security.py)
 
 The request wins: what it mounts at a path takes the place of the default there. Sources: OCI
 runtime-spec config-linux.md "Default Filesystems"; CRI Mount; containerd for the options.
@@ -18,7 +19,15 @@ from collections.abc import Iterable
 from pycri.errors import InvalidRequest
 from pycri.model.container import Mount, Propagation
 from pycri.model.host import HostFacts
-from pycri.model.plan import BindMount, MakeSymlink, MountFilesystem, ReadOnlyPath, Step
+from pycri.model.plan import (
+    BindMount,
+    MakeDirectory,
+    MakeSymlink,
+    MountFilesystem,
+    ReadOnlyPath,
+    Step,
+    WritablePath,
+)
 from pycri.plan.cgroups import plan_cgroup
 
 _SAFE = ("nosuid", "nodev", "noexec")
@@ -75,19 +84,11 @@ def plan_kernel_filesystems(
 
 
 def plan_binds(
-    mounts: tuple[Mount, ...],
-    files: dict[str, str],
-    volumes: tuple[str, ...],
-    volumes_dir: str,
-    *,
-    read_only_files: bool,
+    mounts: tuple[Mount, ...], files: dict[str, str], *, read_only_files: bool
 ) -> tuple[BindMount, ...]:
     """Return all binds in the order to be made: shallow targets first.
 
     files: container path to host path of the pod's own files in /etc.
-    volumes: paths the image declares; each gets an empty folder of its own in `volumes_dir`,
-        numbered in the order of the paths. The plan copies nothing into them: what the image
-        holds there is copied by whoever makes the folder before the start, as containerd does.
     read_only_files: the pod's files cannot be written, as with a read-only root.
     """
     requested = [_bind(index, mount) for index, mount in enumerate(mounts)]
@@ -98,13 +99,21 @@ def plan_binds(
         for target, source in files.items()
         if target not in taken
     ]
-    declared = sorted({clean_path(volume) for volume in volumes} - {"/"})
-    binds += [
-        BindMount(source=f"{volumes_dir}/{number}", target=target, create_source=True)
-        for number, target in enumerate(declared)
-        if target not in taken
-    ]
     return tuple(sorted(binds + requested, key=lambda bind: bind.target.count("/")))
+
+
+def plan_volumes(
+    volumes: tuple[str, ...], mounts: tuple[Mount, ...], *, readonly_rootfs: bool
+) -> tuple[Step, ...]:
+    """Return what makes the volumes an image declares writable, where no mount takes their place.
+
+    Such a volume is a folder of the container's writable layer: it begins with what the image has
+    there and goes with the container, as an anonymous volume of containerd's does. Only below a
+    read-only root does that need a mount.
+    """
+    declared = sorted({clean_path(volume) for volume in volumes} - {"/"})
+    make = WritablePath if readonly_rootfs else MakeDirectory
+    return drop_covered((make(path=path) for path in declared), mounts)
 
 
 def drop_covered(steps: Iterable[Step], mounts: tuple[Mount, ...]) -> tuple[Step, ...]:

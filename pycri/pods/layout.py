@@ -3,7 +3,7 @@
 
 RUN/ns/POD/{net,ipc,uts,shm}          pins
 STATE/pods/POD/{hostname,hosts,resolv.conf}
-STATE/containers/ID/{upper,work,volumes}
+STATE/containers/ID/{upper,work}
 """
 
 import os
@@ -89,7 +89,7 @@ class Layout:
         """Make a container's folders."""
         folder = self.container(container_id)
         os.makedirs(folder, mode=0o711)
-        for name in ("upper", "work", "volumes"):
+        for name in ("upper", "work"):
             os.mkdir(f"{folder}/{name}")
 
     def remove_container(self, container_id: ContainerId) -> None:

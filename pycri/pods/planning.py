@@ -53,7 +53,6 @@ class Planner:
             layers=layers,
             upper=f"{folder}/upper",
             work=f"{folder}/work",
-            volumes_dir=f"{folder}/volumes",
             user=user,
             home=home,
             host=self._host,

@@ -29,6 +29,7 @@ from pycri.model.plan import (
     ReadOnlyPath,
     ReadOnlyRoot,
     Step,
+    WritablePath,
 )
 from pycri.spawner.report import Report
 
@@ -122,6 +123,9 @@ def _apply_entry(root_fd: int, step: Step) -> None:
             _mask(root_fd, step.path)
         case ReadOnlyPath():
             _make_readonly(root_fd, step.path)
+        case WritablePath():
+            target = make_directory_beneath(root_fd, step.path)
+            _attach(root_fd, mounts.clone_fd(target, recursive=True), target)
         case ReadOnlyRoot():
             mounts.set_attributes(root_fd, ("ro",))
 

@@ -11,6 +11,7 @@ from pycri.errors import InvalidRequest, Unsupported
 from pycri.model.container import ContainerMetadata, ContainerSpec, Device, Mount, Propagation
 from pycri.model.resources import Resources
 from pycri.model.security import ContainerSecurity
+from pycri.plan.security import DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS
 
 _ENV_NAME = re.compile(r"[^=\x00]+")
 _PERMISSIONS = re.compile(r"[rwm]{1,3}")
@@ -60,10 +61,15 @@ def _decode_metadata(config: pb.ContainerConfig) -> ContainerMetadata:
 def _decode_linux(
     message: pb.LinuxContainerConfig, path: str
 ) -> tuple[Resources, ContainerSecurity]:
-    return (
-        resources.decode_resources(message.resources, f"{path}.resources"),
-        security.decode_container_security(message.security_context, f"{path}.security_context"),
-    )
+    """Without a security context the paths of /proc that give the node away are hidden all the
+    same. With one, its lists are taken as they are: empty ones unmask (the kubelet's procMount)."""
+    limits = resources.decode_resources(message.resources, f"{path}.resources")
+    if not message.HasField("security_context"):
+        return limits, ContainerSecurity(
+            masked_paths=DEFAULT_MASKED_PATHS, readonly_paths=DEFAULT_READONLY_PATHS
+        )
+    where = f"{path}.security_context"
+    return limits, security.decode_container_security(message.security_context, where)
 
 
 def _decode_env(message: pb.KeyValue, path: str) -> tuple[str, bytes]:

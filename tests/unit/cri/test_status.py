@@ -12,7 +12,8 @@ from pycri.cri import status
 
 
 def leaves(kind: type[Exception]) -> Iterator[type[Exception]]:
-    children = kind.__subclasses__()
+    """Those of `errors.py`; a module's private subclass takes the code of what it extends."""
+    children = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     for child in children:
         yield from leaves(child)
     if not children:

@@ -4,7 +4,15 @@ import pytest
 from pycri.errors import InvalidRequest
 from pycri.model.container import Mount, Propagation
 from pycri.model.image import ImageConfig
-from pycri.model.plan import BindMount, ContainerPlan, MountFilesystem
+from pycri.model.plan import (
+    BindMount,
+    ContainerPlan,
+    MakeDirectory,
+    MountFilesystem,
+    ReadOnlyRoot,
+    WritablePath,
+)
+from pycri.model.security import ContainerSecurity
 from pycri.plan.container import plan_container
 from pycri.plan.mounts import clean_path, is_beneath
 from tests.unit.plan.samples import container_inputs, container_spec, host_v1, host_v2
@@ -104,14 +112,19 @@ def test_a_mount_over_the_root_is_refused() -> None:
     assert caught.value.field == "config.mounts[0].container_path"
 
 
-def test_each_volume_of_the_image_has_its_own_folder_unless_it_is_mounted() -> None:
+def test_volumes_of_the_image_are_folders_of_the_writable_layer_unless_mounted() -> None:
     plan = plan_with(mount("/data"), volumes=("/var/lib/db", "data", "/cache/", "/cache", "/"))
-    found = binds(plan)
-    assert found["/cache"].source.endswith("/volumes/0")
-    assert found["/data"].source == "/srv/x"
-    assert found["/var/lib/db"].source.endswith("/volumes/2")
-    assert found["/cache"].create_source
-    assert "/" not in found
+    made = [step.path for step in plan.steps if isinstance(step, MakeDirectory)]
+    assert made == ["/cache", "/var/lib/db"]
+    assert binds(plan)["/data"].source == "/srv/x"
+
+
+def test_volumes_of_the_image_stay_writable_below_a_read_only_root() -> None:
+    spec = container_spec(security=ContainerSecurity(readonly_rootfs=True))
+    image = ImageConfig(cmd=("x",), volumes=("/cache",))
+    steps = plan_container(container_inputs(spec=spec, image=image)).steps
+    assert WritablePath(path="/cache") in steps
+    assert steps[-1] == ReadOnlyRoot()
 
 
 def test_control_groups_mounted_together_are_found_by_each_name() -> None:
