@@ -2,7 +2,8 @@
 """Nodes for tests of the whole: one shared by a module, or one of a test's own."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,18 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 from tests.world import leaks
 from tests.world.daemon import Node
 from tests.world.images import Images
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+    """Show the end of the daemon's log with what failed."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for node in (value for value in item.funcargs.values() if isinstance(value, Node)):
+            log = node.folder / "daemon.log"
+            if log.exists():
+                report.sections.append((f"end of the log of {node.name}", log.read_text()[-6000:]))
+    return report
 
 
 @pytest.fixture(scope="module")

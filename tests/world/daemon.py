@@ -78,7 +78,14 @@ def parse_log(text: str) -> list[LogLine]:
 class Node:
     """A pycri under test. `runtime` and `images` are the two services of its socket."""
 
-    def __init__(self, scope: leaks.Scope, *, settings: str = "", prefix: int = 24) -> None:
+    def __init__(
+        self,
+        scope: leaks.Scope,
+        *,
+        settings: str = "",
+        prefix: int = 24,
+        log_level: str = "debug",
+    ) -> None:
         """Write the config of a new node. Nothing runs yet.
 
         settings: TOML of further keys. prefix: length of the address range's.
@@ -99,7 +106,7 @@ class Node:
             f'state_dir = "{self.state_dir}"\n'
             f'run_dir = "{self.run_dir}"\n'
             f'cgroup_parent = "/{self.name}"\n'
-            'log_level = "debug"\n'
+            f'log_level = "{log_level}"\n'
             f"{settings}\n"
             "[network]\n"
             f'bridge = "{self.name}"\n'
@@ -212,11 +219,12 @@ class Node:
         self._scope.watched -= self._watched
 
     def clear(self) -> None:
-        """Remove every pod."""
+        """Remove every pod, and the logs, which the kubelet would remove."""
         for pod in self.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
             request = cri.StopPodSandboxRequest(pod_sandbox_id=pod.id)
             self.runtime.StopPodSandbox(request, timeout=CALL_TIMEOUT_S)
             self.remove_pod(pod.id)
+        shutil.rmtree(self.folder / "logs", ignore_errors=True)
 
     # images
 
@@ -301,7 +309,7 @@ class Node:
     def container_config(
         self,
         name: str,
-        image: str,
+        image: str | dict[str, str] | None,
         *,
         command: Iterable[str] = (),
         args: Iterable[str] = (),
@@ -313,11 +321,11 @@ class Node:
     ) -> cri.ContainerConfig:
         """Build a container's config; `fields` are further ones of ContainerConfig.
 
-        command: a shell script if it is one string.
+        image: a reference, or an ImageSpec. command: a shell script if it is one string.
         """
         plain: dict[str, Any] = {
             "metadata": {"name": name},
-            "image": {"image": image},
+            "image": {"image": image} if isinstance(image, str) else image,
             "command": ["sh", "-c", command] if isinstance(command, str) else list(command),
             "args": list(args),
             "envs": [{"key": key, "value": value.encode()} for key, value in (env or {}).items()],

@@ -87,7 +87,8 @@ def test_a_wrong_field_of_a_container_is_named(
 ) -> None:
     pod = node.run_pod("wrong")
     node.pull(images["busybox"])
-    config = node.container_config("main", images["busybox"], **{"command": ["true"], **fields})
+    words = {"name": "main", "image": images["busybox"], "command": ["true"]}
+    config = node.container_config(**(words | fields))
     with refused(INVALID, word):
         node.create_config(pod, config)
     assert not node.runtime.ListContainers(cri.ListContainersRequest()).containers
@@ -244,7 +245,7 @@ def test_content_that_is_not_what_its_digest_says_is_refused(
             "layer": image.layers[1],
             "config": image.config,
             "manifest": image.root.digest,
-            "cut short": image.layers[0],
+            "cut short": image.layers[2],
         }[spoil]
         file = own.blob_file(digest)
         content = bytearray(file.read_bytes())

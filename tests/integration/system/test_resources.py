@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of memory and CPU, as the kernel keeps them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +98,36 @@ def test_every_process_is_in_a_group_below_the_node_s(node: Node, images: Images
             assert path.startswith(f"/{node.name}/"), line
 
 
-def test_a_cgroup_parent_of_the_request_is_used(node: Node, images: Images) -> None:
-    parent = f"/{node.name}/burstable/pod1"
-    pod = node.run_pod("parent", linux={"cgroup_parent": parent})
-    container = node.run_container(pod, images["busybox"], command=["sleep", "60"])
-    groups = Path(f"/proc/{node.pid(container)}/cgroup").read_text()
-    assert f":{parent}/" in groups
+@contextmanager
+def made_group(path: str) -> Iterator[None]:
+    """Make a group in every hierarchy, as the kubelet does for a pod."""
+    roots = [
+        Path(words[4])
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if (words := line.split())[words.index("-") + 1].startswith("cgroup")
+    ]
+    folders = [Path(f"{root}{path}") for root in roots]
+    try:
+        for folder in folders:
+            folder.mkdir()
+            # A cpuset of version 1 begins empty, and then takes no process.
+            for name in ("cpuset.cpus", "cpuset.mems"):
+                if (given := folder.parent / name).exists():
+                    (folder / name).write_text(given.read_text())
+        yield
+    finally:
+        for folder in folders:
+            folder.rmdir()
+
+
+def test_a_cgroup_parent_of_the_request_is_used_and_left(node: Node, images: Images) -> None:
+    parent = f"/{node.name}-kubelet"
+    with made_group(parent):
+        pod = node.run_pod("parent", linux={"cgroup_parent": parent})
+        container = node.run_container(pod, images["busybox"], command=["sleep", "60"])
+        groups = Path(f"/proc/{node.pid(container)}/cgroup").read_text()
+        assert f":{parent}/" in groups
+        node.clear()
 
 
 def test_the_oom_score_is_adjusted(node: Node, images: Images) -> None:

@@ -10,12 +10,12 @@ from tests.world.daemon import Node, wait_until
 from tests.world.images import INDEX_HTML, Images
 
 
-def fetch(url: str) -> str:
+def fetch(url: str) -> bytes:
     # No proxy of the environment stands between a pod and its node.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=5) as answer:
-        text: str = answer.read().decode()
-        return text
+        content: bytes = answer.read()
+        return content
 
 
 def wait_serving(url: str) -> None:
@@ -44,7 +44,7 @@ def test_nginx_and_a_sidecar_share_localhost_and_a_volume(node: Node, images: Im
         command="echo from the sidecar > /srv/index.html; exec sleep 60",
         mounts=[mount],
     )
-    wait_until(lambda: fetch(url) == "from the sidecar\n", what="the sidecar's page")
+    wait_until(lambda: fetch(url) == b"from the sidecar\n", what="the sidecar's page")
     assert node.shell(sidecar, "wget -qO- http://localhost/index.html") == "from the sidecar\n"
     client_pod = node.run_pod("client")
     client = node.run_container(client_pod, images["busybox"], command=["sleep", "60"])
@@ -62,7 +62,7 @@ def test_a_pod_serves_the_page_of_its_image(node: Node, images: Images) -> None:
     node.run_container(pod, images["nginx"])
     url = f"http://{node.pod_ip(pod)}/"
     wait_serving(url)
-    assert fetch(url) == INDEX_HTML
+    assert fetch(url) == INDEX_HTML.encode()
 
 
 def test_pods_have_addresses_of_the_range_and_give_them_back(node: Node) -> None:
