@@ -11,7 +11,16 @@ from typing import NoReturn
 
 import msgspec
 
-from pycri.kernel import cgroup1, cgroup2, cgroups, mounts, namespaces, process, terminal
+from pycri.kernel import (
+    cgroup1,
+    cgroup2,
+    cgroups,
+    device_filter,
+    mounts,
+    namespaces,
+    process,
+    terminal,
+)
 from pycri.kernel.paths import make_file_beneath
 from pycri.kernel.syscalls import Clone, setns, unshare
 from pycri.model.plan import CgroupPlan, ContainerPlan
@@ -100,6 +109,8 @@ def _make_cgroup(directory: str, plan: CgroupPlan, around: Surroundings) -> None
         os.mkdir(directory)
     elif plan.version == 2:
         cgroup2.create(directory, around.cgroup2_root, plan.controllers)
+        if plan.device_rules is not None:
+            device_filter.attach(directory, plan.device_rules)
     else:
         cgroup1.create(directory)
         if plan.device_rules is not None and os.path.exists(f"{directory}/devices.allow"):
