@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scripts/bench`: what each CRI call costs in time, and an idle pod in memory.
+
+All runtimes run at once on folders, groups and networks of their own, and take turns: each round is
+one pod's life on each, so that a drift of the machine hits all alike. One client serves all, over
+the same image from the same registry.
+
+    rounds        pods live and die, one at a time (`Client.live_once`)
+    memory        PODS idle pods, PSS before and after
+    listing       LISTED containers, ListContainers in turns
+"""
+
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from tests.performance import containerd, memory, report
+from tests.performance.client import SLEEPS, Client
+from tests.performance.contestants import Contestant, start_pycri
+from tests.world import leaks, session
+from tests.world.images import Images
+from tests.world.oci import Image, Layer, build_image
+from tests.world.registry import Registry
+
+PODS = 20
+WARM_UPS = 2
+SETTLE_S = 3.0
+"""Before memory is read: garbage collectors and late work of the kernel come to rest."""
+
+
+@click.command()
+@click.option("--rounds", default=20, show_default=True, help="Pods that live and die on each.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    type=click.Choice(["containerd", "none"]),
+    help="What to measure beside pycri; containerd means one with crun and one with runc.",
+)
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write every sample here.")
+def main(rounds: int, peers: tuple[str, ...], file: Path | None) -> None:
+    """Measure pycri, beside other runtimes if asked for."""
+    if os.geteuid() != 0:
+        raise click.ClickException("needs root")
+    if "containerd" in peers and (missing := containerd.find_missing_packages()):
+        raise click.ClickException(f"run: apt-get install {' '.join(missing)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    session.claim_session()
+    with contextlib.ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix=f"{leaks.NAME_PREFIX}{session.session_id}-"))
+        stack.callback(shutil.rmtree, folder)
+        registry = stack.enter_context(Registry.start(folder / "registry"))
+        contestants = [stack.enter_context(start_pycri(folder))]
+        if "containerd" in peers:
+            contestants += _start_containerds(stack, folder, registry)
+        measured = measure(contestants, Images(registry)["busybox"], rounds=rounds)
+    result = report.Report(host=_read_host(rounds, peers), runtimes=measured)
+    click.echo(report.render(result, containers=memory.CONTAINERS))
+    if file is not None:
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
+
+
+def _start_containerds(
+    stack: contextlib.ExitStack, folder: Path, registry: Registry
+) -> list[Contestant]:
+    registry.push(_build_pause(folder), "pause")
+    pause = registry.reference("pause")
+    return [
+        stack.enter_context(containerd.start_containerd(folder, runtime, pause))
+        for runtime in containerd.OCI_RUNTIMES
+    ]
+
+
+def _build_pause(folder: Path) -> Image:
+    program = folder / "pause"
+    source = Path(__file__).with_name("pause.c")
+    subprocess.run(["gcc", "-Os", "-static", "-s", "-o", program, source], check=True)
+    layer = Layer().file("pause", program.read_bytes(), mode=0o755)
+    return build_image([layer.tar()], {"Entrypoint": ["/pause"], "User": "65535:65535"})
+
+
+def _read_host(rounds: int, peers: tuple[str, ...]) -> dict[str, str]:
+    return {
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Linux {platform.release()}",
+        "software": f"Python {platform.python_version()}",
+        "load average at the end": " ".join(f"{load:.1f}" for load in os.getloadavg()),
+        "rounds": str(rounds),
+        **(containerd.read_versions() if "containerd" in peers else {}),
+    }
+
+
+def measure(contestants: list[Contestant], image: str, *, rounds: int) -> list[report.Measured]:
+    """Measure all contestants and remove all pods."""
+    clients = [Client(contestant, image) for contestant in contestants]
+    try:
+        _say("pulling the image, warming up")
+        for client in clients:
+            client.pull()
+            for _ in range(WARM_UPS):
+                client.live_once()
+            client.times.clear()
+        for number in range(rounds):
+            _say(f"round {number + 1} of {rounds}")
+            for client in clients:
+                client.live_once()
+        measured = [
+            report.Measured(name=contestant.name, version=client.read_version(), times=client.times)
+            for contestant, client in zip(contestants, clients, strict=True)
+        ]
+        for contestant, client, result in zip(contestants, clients, measured, strict=True):
+            client.times = {}
+            _say(f"{contestant.name}: memory")
+            _measure_memory(contestant, client, result)
+            _fill(client)
+        _measure_listing(clients, measured, rounds)
+    finally:
+        for client in clients:
+            client.clear()
+            client.close()
+    return measured
+
+
+def _measure_memory(contestant: Contestant, client: Client, result: report.Measured) -> None:
+    time.sleep(SETTLE_S)
+    result.empty = memory.read_memory(contestant)
+    for _ in range(PODS):
+        client.start_container(client.create_container(client.run_pod(), "main", SLEEPS))
+    time.sleep(SETTLE_S)
+    result.full = memory.read_memory(contestant)
+    result.pods = PODS
+
+
+def _fill(client: Client) -> None:
+    """Add containers to the pods until LISTED are on the node."""
+    for number in range(report.LISTED // PODS - 1):
+        for pod in client.pods:
+            client.start_container(client.create_container(pod, f"more-{number}", SLEEPS))
+
+
+def _measure_listing(clients: list[Client], measured: list[report.Measured], rounds: int) -> None:
+    for _ in range(rounds):
+        for client in clients:
+            found = client.list_containers()
+            assert found == report.LISTED, found
+    for client, result in zip(clients, measured, strict=True):
+        result.times[report.LISTING] = client.times[report.LISTING]
+
+
+def _say(text: str) -> None:
+    click.echo(f"bench: {text}", err=True)
+
+
+if __name__ == "__main__":
+    main()
