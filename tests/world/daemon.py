@@ -85,14 +85,16 @@ class Node:
         settings: str = "",
         prefix: int = 24,
         log_level: str = "debug",
+        run_dir: Path | None = None,
     ) -> None:
         """Write the config of a new node. Nothing runs yet.
 
-        settings: TOML of further keys. prefix: length of the address range's.
+        settings: TOML of further keys. prefix: length of the address range's. run_dir: elsewhere
+        than in the node's folder.
         """
         self.name = f"{leaks.NAME_PREFIX}{session.session_id}n{next(_numbers)}"
         self.folder = Path(scope.folders[0], self.name)
-        self.run_dir = self.folder / "run"
+        self.run_dir = run_dir or self.folder / "run"
         self.state_dir = self.folder / "state"
         self.config = self.folder / "config.toml"
         self.subnet = session.claim_subnet()
