@@ -97,7 +97,6 @@ class SpawnerClient:
                 f"the running spawner speaks version {welcome.version} of the private protocol, "
                 f"this daemon {WIRE_VERSION}: end all pods before this upgrade"
             )
-        self.pid, self.monitor_pid = welcome.pid, welcome.monitor
 
     def problem(self) -> str | None:
         """Return why nothing can be started (the condition RuntimeReady), or None."""
@@ -187,7 +186,8 @@ class SpawnerClient:
         match message:
             case Exited(record=record):
                 self._exited(record)
-            case Welcome():
+            case Welcome(pid=pid, monitor=monitor):
+                self.pid, self.monitor_pid = pid, monitor
                 _settle(self._welcome, message)
             case _:
                 if not _settle(self._waiting.pop(message.request, None), (message, fds)):

@@ -132,6 +132,9 @@ class Spawner:
         except OSError:
             self._drop_daemon()
 
+    def _greet(self) -> None:
+        self._send(Welcome(version=WIRE_VERSION, pid=os.getpid(), monitor=self._pump.pid))
+
     def _forget_in_child(self) -> None:
         """Undo in a fork what would reach back into the spawner."""
         signal.set_wakeup_fd(-1)
@@ -142,7 +145,7 @@ class Spawner:
     def _answer(self, message: DaemonMessage) -> None:
         match message:
             case Hello():
-                self._send(Welcome(version=WIRE_VERSION, pid=os.getpid(), monitor=self._pump.pid))
+                self._greet()
             case StartSandbox() | StartContainer() | Exec():
                 self._begin(message)
             case ReopenLog():
@@ -358,6 +361,7 @@ class Spawner:
         self._reopening.clear()
         self._pump.start(self._forget_in_child)
         self._watch(self._pump.channel, self._read_monitor)
+        self._greet()
         for task in self._tasks.values():
             if task.record:
                 self._finish(task, task.record)

@@ -7,7 +7,8 @@ asking side and come back in the answer; messages without one are events.
 
     daemon ──▶ spawner   Hello, StartSandbox, StartContainer, Exec, Signal, ReopenLog, Forget,
                          ListTasks, Quit
-    spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Tasks, Done, Failed; event Exited
+    spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Tasks, Done, Failed;
+                         events Exited, Welcome
     child ──▶ spawner    Reached, Broken, Ready; end-of-file after Ready means "executing"
     spawner ──▶ monitor  Keep, Finish, Reopen, Drop, HandOver
     monitor ──▶ spawner  Kept, HandedOver, Finished, Reopened
@@ -121,7 +122,10 @@ DaemonMessage = (
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag="welcome"):
-    """pid, monitor: the process ids of spawner and monitor."""
+    """The answer to Hello, and an event when the monitor has been replaced.
+
+    pid, monitor: the process ids of spawner and monitor.
+    """
 
     version: int
     pid: int
