@@ -32,7 +32,7 @@ def test_a_pull_on_a_full_disk_is_undone(unstarted_node: Node, images: Images) -
     with small_disk(node, "6m"):
         node.start()
         node.pull(images["busybox"])
-        with refused(EXHAUSTED, "nginx"):
+        with refused(EXHAUSTED, "layer"):
             node.pull(images["nginx"])
         listed = node.images.ListImages(cri.ListImagesRequest()).images
         assert [image.repo_tags[0] for image in listed] == [images["busybox"]]
