@@ -97,19 +97,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return f"{self.run_dir}/ns"
 
     @property
-    def exits_dir(self) -> str:
-        """Exit records, one file a task."""
-        return f"{self.run_dir}/exits"
-
-    @property
     def spawner_socket(self) -> str:
         """Where the daemon reaches the spawner."""
         return f"{self.run_dir}/spawner.sock"
-
-    @property
-    def monitor_socket(self) -> str:
-        """Where a new spawner reaches the monitor of a dead one."""
-        return f"{self.run_dir}/monitor.sock"
 
     @property
     def database_path(self) -> str:

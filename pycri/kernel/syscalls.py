@@ -14,7 +14,6 @@ import os
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
-AT_SYMLINK_NOFOLLOW = 0x100
 AT_RECURSIVE = 0x8000
 
 _SYS_OPEN_TREE = 428
@@ -85,7 +84,6 @@ class Clone(enum.IntFlag):
     NEWCGROUP = 0x02000000
     NEWUTS = 0x04000000
     NEWIPC = 0x08000000
-    NEWUSER = 0x10000000
     NEWPID = 0x20000000
     NEWNET = 0x40000000
 
@@ -212,10 +210,7 @@ def mount_setattr(
 class Resolve(enum.IntFlag):
     """Flags of openat2(2)."""
 
-    NO_XDEV = 0x01
     NO_MAGICLINKS = 0x02
-    NO_SYMLINKS = 0x04
-    BENEATH = 0x08
     IN_ROOT = 0x10
 
 

@@ -27,8 +27,3 @@ def open_terminal(root_fd: int) -> tuple[int, int]:
 def make_controlling(slave: int) -> None:
     """Make the pty the controlling terminal of the caller, which must lead a new session."""
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
-
-
-def resize(master: int, rows: int, columns: int) -> None:
-    """Set the window size; the foreground process group gets SIGWINCH."""
-    termios.tcsetwinsize(master, (rows, columns))

@@ -12,13 +12,7 @@ Digest = NewType("Digest", str)
 TaskId = NewType("TaskId", str)
 """What the spawner keeps: a container's id, a pod's id (its init), or an exec's id."""
 
-_HEX_ID = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-
-
-def is_hex_id(text: str) -> bool:
-    """Tell whether `text` is a whole pod, container or exec id."""
-    return _HEX_ID.fullmatch(text) is not None
 
 
 def is_digest(text: str) -> bool:

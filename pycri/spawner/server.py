@@ -156,6 +156,9 @@ class Spawner:
             case Signal() | Forget() | Quit():
                 self._order(message)
 
+    def _welcome(self) -> None:
+        self._send(Welcome(version=WIRE_VERSION, pid=os.getpid(), monitor=self._pump.pid))
+
     def _order(self, message: Signal | Forget | Quit) -> None:
         match message:
             case Signal():
