@@ -27,6 +27,13 @@ from tests.world import leaks, session
 
 START_TIMEOUT_S = 20.0
 CALL_TIMEOUT_S = 30.0
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    # The first try comes before the daemon listens; by default the next would be a second later.
+    ("grpc.initial_reconnect_backoff_ms", 10),
+    ("grpc.min_reconnect_backoff_ms", 10),
+    ("grpc.max_reconnect_backoff_ms", 50),
+]
 _numbers = itertools.count(1)
 _Found = TypeVar("_Found")
 
@@ -131,7 +138,7 @@ class Node:
             )
         self._channel = grpc.insecure_channel(
             f"unix:{self.run_dir}/pycri.sock",
-            options=[("grpc.max_receive_message_length", 64 << 20)],
+            options=_CHANNEL_OPTIONS,
         )
         self.runtime = cri_grpc.RuntimeServiceStub(self._channel)
         self.images = cri_grpc.ImageServiceStub(self._channel)
