@@ -5,9 +5,10 @@ All runtimes run at once on folders, groups and networks of their own, and take 
 one pod's life on each, so that a drift of the machine hits all alike. One client serves all, over
 the same image from the same registry.
 
-    rounds        pods live and die, one at a time (`Client.live_once`)
-    memory        PODS idle pods, PSS before and after
+    memory        PODS idle pods, PSS before and after, one runtime after the other; first, because
+                  a heap that many calls have widened would hide what pods cost
     listing       LISTED containers, ListContainers in turns
+    rounds        pods live and die, one at a time (`Client.live_once`)
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -103,42 +105,53 @@ def _read_host(rounds: int, peers: tuple[str, ...]) -> dict[str, str]:
 def measure(contestants: list[Contestant], image: str, *, rounds: int) -> list[report.Measured]:
     """Measure all contestants and remove all pods."""
     clients = [Client(contestant, image) for contestant in contestants]
-    try:
-        _say("pulling the image, warming up")
-        for client in clients:
+    results = []
+    with contextlib.ExitStack() as stack:
+        for contestant, client in zip(contestants, clients, strict=True):
+            stack.callback(client.close)
+            stack.callback(client.clear)
+            _say(f"{contestant.name}: image, warm-up, memory")
             client.pull()
             for _ in range(WARM_UPS):
                 client.live_once()
-            client.times.clear()
-        for number in range(rounds):
-            _say(f"round {number + 1} of {rounds}")
-            for client in clients:
-                client.live_once()
-        measured = [
-            report.Measured(name=contestant.name, version=client.read_version(), times=client.times)
-            for contestant, client in zip(contestants, clients, strict=True)
-        ]
-        for contestant, client, result in zip(contestants, clients, measured, strict=True):
-            client.times = {}
-            _say(f"{contestant.name}: memory")
-            _measure_memory(contestant, client, result)
+            results.append(_measure_memory(contestant, client))
             _fill(client)
-        _measure_listing(clients, measured, rounds)
-    finally:
+        _say("listing")
+        listings = _take_turns(clients, rounds, Client.list_containers)
         for client in clients:
             client.clear()
-            client.close()
-    return measured
+        _say(f"{rounds} rounds")
+        lives = _take_turns(clients, rounds, Client.live_once)
+    for result, lived, listed in zip(results, lives, listings, strict=True):
+        result.times = {**lived, report.LISTING: listed[report.LISTING]}
+    return results
 
 
-def _measure_memory(contestant: Contestant, client: Client, result: report.Measured) -> None:
+def _take_turns(
+    clients: list[Client], rounds: int, action: Callable[[Client], None]
+) -> list[dict[str, list[float]]]:
+    """Do something on each runtime in turn, `rounds` times; return what each client timed."""
+    for client in clients:
+        client.times = {}
+    for _ in range(rounds):
+        for client in clients:
+            action(client)
+    return [client.times for client in clients]
+
+
+def _measure_memory(contestant: Contestant, client: Client) -> report.Measured:
     time.sleep(SETTLE_S)
-    result.empty = memory.read_memory(contestant)
+    empty = memory.read_memory(contestant)
     for _ in range(PODS):
         client.start_container(client.create_container(client.run_pod(), "main", SLEEPS))
     time.sleep(SETTLE_S)
-    result.full = memory.read_memory(contestant)
-    result.pods = PODS
+    return report.Measured(
+        name=contestant.name,
+        version=client.read_version(),
+        pods=PODS,
+        empty=empty,
+        full=memory.read_memory(contestant),
+    )
 
 
 def _fill(client: Client) -> None:
@@ -146,15 +159,6 @@ def _fill(client: Client) -> None:
     for number in range(report.LISTED // PODS - 1):
         for pod in client.pods:
             client.start_container(client.create_container(pod, f"more-{number}", SLEEPS))
-
-
-def _measure_listing(clients: list[Client], measured: list[report.Measured], rounds: int) -> None:
-    for _ in range(rounds):
-        for client in clients:
-            found = client.list_containers()
-            assert found == report.LISTED, found
-    for client, result in zip(clients, measured, strict=True):
-        result.times[report.LISTING] = client.times[report.LISTING]
 
 
 def _say(text: str) -> None:

@@ -15,6 +15,7 @@ import grpc
 
 from pycri.cri.api import runtime_v1_pb2 as cri
 from pycri.cri.api import runtime_v1_pb2_grpc as cri_grpc
+from tests.performance import report
 from tests.performance.contestants import Contestant
 from tests.world.daemon import wait_until
 
@@ -127,10 +128,11 @@ class Client:
         request = cri.StopContainerRequest(container_id=container, timeout=_GRACE_S)
         self._timed("StopContainer", self._runtime.StopContainer, request)
 
-    def list_containers(self) -> int:
-        """List all containers and return how many there are."""
+    def list_containers(self) -> None:
+        """List the node's containers, of which there must be LISTED."""
         request = cri.ListContainersRequest()
-        return len(self._timed("ListContainers", self._runtime.ListContainers, request).containers)
+        listed = self._timed(report.LISTING, self._runtime.ListContainers, request).containers
+        assert len(listed) == report.LISTED, len(listed)
 
     def remove_pod(self, pod: str) -> None:
         """Stop and remove a pod."""
