@@ -116,7 +116,7 @@ class Unpacking:
         try:
             fd = open_beneath(self._root_fd, path, _DIRECTORY)
         except FileNotFoundError:
-            os.close(make_directory_beneath(self._root_fd, path))
+            os.close(make_directory_beneath(self._root_fd, path, dangling=False))
             fd = open_beneath(self._root_fd, path, _DIRECTORY)
         self._parent = (path, fd)
         return fd

@@ -59,13 +59,17 @@ def clone_fd(fd: int, *, recursive: bool = False) -> int:
 
 
 def set_attributes(fd: int, names: tuple[str, ...], *, recursive: bool = False) -> None:
-    """Set mount attributes ("ro", "nosuid", ...) on a mount; "rro" is "ro" on all below too."""
+    """Set mount attributes ("ro", "nosuid", ...) on a mount; "rro" is "ro" on all below too.
+
+    "suid", "dev" and "exec" take away what the mount that was cloned may have had.
+    """
     if "rro" in names:
         mount_setattr(fd, "", AT_EMPTY_PATH | AT_RECURSIVE, MountAttr.RDONLY, _NO_PROPAGATION)
     attributes = _attributes(names)
-    if attributes:
+    cleared = _attributes(tuple(f"no{name}" for name in names))
+    if attributes or cleared:
         flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-        mount_setattr(fd, "", flags, attributes, _NO_PROPAGATION)
+        mount_setattr(fd, "", flags, attributes, _NO_PROPAGATION, cleared)
 
 
 def set_propagation(fd: int, name: str) -> None:
@@ -92,27 +96,32 @@ def new_filesystem(
         os.close(context)
 
 
-def new_overlay(layers: tuple[str, ...], upper: str, work: str) -> int:
+def new_overlay(layers: tuple[str, ...], upper: str = "", work: str = "") -> int:
     """Make an overlay of `layers` (topmost first). Returns a detached mount, caller closes.
 
+    upper, work: "" for one that nobody can write to; it then needs two layers at least.
     Volatile: the upper folder is never synced and never mounted twice, since a container's root
     does not outlive a power loss. Needs "lowerdir+" (Linux >= 6.8).
     """
     lower = tuple(f"lowerdir+={layer}" for layer in layers)
-    options = (*lower, f"upperdir={upper}", f"workdir={work}", "volatile")
-    return new_filesystem("overlay", options)
+    return new_filesystem("overlay", (*lower, *_writable(upper, work)))
 
 
 def new_overlay_by_path(layers: tuple[str, ...], upper: str, work: str, scratch: str) -> int:
     """Do the same on Linux < 6.8: by mount(2) at `scratch`, in a mount namespace of our own.
 
-    The calling process is left in that namespace. Returns a detached mount, caller closes.
+    The calling process is left in that namespace, where no mount is shared with the host's any
+    more: trees that shall be must be cloned before. Returns a detached mount, caller closes.
     """
     unshare(Clone.NEWNS)
     mount("", "/", "", MountFlag.REC | MountFlag.PRIVATE)
-    data = f"lowerdir={':'.join(layers)},upperdir={upper},workdir={work},volatile"
+    data = ",".join((f"lowerdir={':'.join(layers)}", *_writable(upper, work)))
     mount("overlay", scratch, "overlay", MountFlag(0), data)
     return clone_tree(scratch, recursive=False)
+
+
+def _writable(upper: str, work: str) -> tuple[str, ...]:
+    return (f"upperdir={upper}", f"workdir={work}", "volatile") if upper else ()
 
 
 def attach(tree_fd: int, target_fd: int) -> None:
@@ -124,6 +133,16 @@ def attach(tree_fd: int, target_fd: int) -> None:
 def attach_at(tree_fd: int, path: str) -> None:
     """Attach a detached mount or tree at a path of the current mount namespace."""
     move_mount(tree_fd, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def detach(root_fd: int) -> None:
+    """Detach the attached mount whose root `root_fd` is; the caller's folder is "/" after it.
+
+    By the current folder, since a mount namespace may have no path to it (umount2(2) takes one).
+    """
+    os.fchdir(root_fd)
+    umount2(".", MNT_DETACH)
+    os.chdir("/")
 
 
 def pivot_into(root_fd: int) -> None:

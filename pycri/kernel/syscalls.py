@@ -41,6 +41,7 @@ _unshare = _prototype("unshare", _int, _int)
 _setns = _prototype("setns", _int, _int, _int)
 _mount = _prototype("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
 _umount2 = _prototype("umount2", _int, _char_p, _int)
+_fstatfs = _prototype("fstatfs", _int, _int, _void_p)
 _syncfs = _prototype("syncfs", _int, _int)
 _tee = _prototype("tee", ctypes.c_ssize_t, _int, _int, _size, _uint)
 _prctl = _prototype("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
@@ -192,10 +193,15 @@ class _MountAttributes(ctypes.Structure):
 
 
 def mount_setattr(
-    dirfd: int, path: str, flags: int, attributes: MountAttr, propagation: MountFlag
+    dirfd: int,
+    path: str,
+    flags: int,
+    attributes: MountAttr,
+    propagation: MountFlag,
+    cleared: MountAttr = MountAttr(0),  # noqa: B008 - an immutable number
 ) -> None:
-    """mount_setattr(2): set attributes and a propagation type (0 leaves it)."""
-    change = _MountAttributes(attributes, 0, propagation, 0)
+    """mount_setattr(2): set and clear attributes, set a propagation type (0 leaves it)."""
+    change = _MountAttributes(attributes, cleared, propagation, 0)
     result = _mount_setattr(
         _SYS_MOUNT_SETATTR,
         dirfd,
@@ -207,10 +213,27 @@ def mount_setattr(
     _check(result, path)
 
 
+class _Statfs(ctypes.Structure):
+    # struct statfs of 64-bit Linux: f_type is its first word, 120 bytes in all
+    _fields_ = (("f_type", _long), ("rest", _long * 14))
+
+
+PROC_SUPER_MAGIC = 0x9FA0
+
+
+def filesystem_type(fd: int) -> int:
+    """fstatfs(2): the magic number of the file system that `fd` lies on, such as
+    PROC_SUPER_MAGIC; borrows `fd`, which may be an O_PATH one."""
+    status = _Statfs()
+    _check(_fstatfs(fd, ctypes.byref(status)))
+    return int(status.f_type)
+
+
 class Resolve(enum.IntFlag):
     """Flags of openat2(2)."""
 
     NO_MAGICLINKS = 0x02
+    NO_SYMLINKS = 0x04
     IN_ROOT = 0x10
 
 
