@@ -103,7 +103,7 @@ class MaskPath(msgspec.Struct, frozen=True, kw_only=True, tag="mask"):
 
 
 class ReadOnlyPath(msgspec.Struct, frozen=True, kw_only=True, tag="readonly"):
-    """Bind a path on itself, read-only; absent is fine."""
+    """Make a path read-only: its mount and those below, or a bind on itself; absent is fine."""
 
     path: str
 

@@ -6,6 +6,7 @@ every source as a detached tree while the host's mounts are still in sight; `app
 them beneath the root, from within the container's own, otherwise empty mount namespace.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -181,9 +182,17 @@ def _make_readonly(root_fd: int, path: str) -> None:
         target = open_beneath(root_fd, path, os.O_PATH)
     except (FileNotFoundError, NotADirectoryError):
         return
-    tree = mounts.clone_fd(target, recursive=True)
-    mounts.set_attributes(tree, ("ro",), recursive=True)
-    _attach(root_fd, tree, target)
+    try:
+        mounts.set_attributes(target, ("ro",), recursive=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Not a mount point (mount_setattr(2)): make it one.
+        tree = mounts.clone_fd(target, recursive=True)
+        mounts.set_attributes(tree, ("ro",), recursive=True)
+        _attach(root_fd, tree, target)
+    else:
+        os.close(target)
 
 
 def _is_null(fd: int) -> bool:
