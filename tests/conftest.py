@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for all tests: the session, the leak check, images and a registry.
 
-Everything below tests/integration needs root and is checked for leftovers, test by test, module by
-module. Order is random, by a seed in the report's first lines (`--seed N` repeats it); tests of one
-module stay together, because they may share a node.
+Everything below tests/integration and tests/conformance needs root and is checked for leftovers,
+test by test, module by module. Order is random, by a seed in the report's first lines (`--seed N`
+repeats it); tests of one module stay together, because they may share a node.
 """
 
 import os
@@ -23,7 +23,7 @@ from tests.world.registry import Registry
 SETTLE_S = 5.0
 """How long the kernel and the daemon may take to free what a test has given up."""
 
-INTEGRATION = Path(__file__).parent / "integration"
+ON_THE_HOST = {Path(__file__).parent / name for name in ("integration", "conformance")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if unmet := required & set(missing):
         raise pytest.UsageError(f"--require: this host lacks {', '.join(sorted(unmet))}")
     for item in items:
-        if INTEGRATION in item.path.parents:
+        if ON_THE_HOST & set(item.path.parents):
             item.add_marker(pytest.mark.root)
         for need, reason in missing.items():
             if item.get_closest_marker(need):
@@ -102,7 +102,7 @@ def _clean_test(request: pytest.FixtureRequest, _clean_module: None) -> Iterator
 
 
 def _check_leaks(request: pytest.FixtureRequest, *, without: frozenset[str]) -> Iterator[None]:
-    if INTEGRATION not in request.path.parents or os.geteuid() != 0:
+    if not ON_THE_HOST & set(request.path.parents) or os.geteuid() != 0:
         yield
         return
     scope: leaks.Scope = request.getfixturevalue("scope")
