@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes  # noqa: TID251 - this is its one home
 import enum
+import errno
 import os
 
 AT_FDCWD = -100
@@ -47,6 +48,8 @@ _tee = _prototype("tee", ctypes.c_ssize_t, _int, _int, _size, _uint)
 _prctl = _prototype("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _sethostname = _prototype("sethostname", _int, _char_p, _size)
 _ioctl = _prototype("ioctl", _int, _int, _ulong, _void_p)
+_setfsuid = _prototype("setfsuid", _int, _uint)
+_setfsgid = _prototype("setfsgid", _int, _uint)
 
 # One foreign function per number: variadic syscall(2) needs argument types that differ.
 _syscall_address = ctypes.cast(_libc.syscall, _void_p).value or 0
@@ -65,10 +68,12 @@ _openat2 = _syscall(_int, _char_p, _void_p, _size)
 _mount_setattr = _syscall(_int, _char_p, _uint, _void_p, _size)
 _pivot_root = _syscall(_char_p, _char_p)
 _bpf = _syscall(_int, _void_p, _uint)
+_seccomp = _syscall(_uint, _uint, _void_p)
 _capset = _prototype("capset", _int, _void_p, _void_p)
 
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
+_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
 
 
 def _check(result: int, path: str | None = None) -> int:
@@ -85,6 +90,7 @@ class Clone(enum.IntFlag):
     NEWCGROUP = 0x02000000
     NEWUTS = 0x04000000
     NEWIPC = 0x08000000
+    NEWUSER = 0x10000000
     NEWPID = 0x20000000
     NEWNET = 0x40000000
 
@@ -176,6 +182,7 @@ class MountAttr(enum.IntFlag):
     NOSUID = 0x2
     NODEV = 0x4
     NOEXEC = 0x8
+    IDMAP = 0x00100000
 
 
 def fsmount(fd: int, attributes: MountAttr) -> int:
@@ -202,6 +209,21 @@ def mount_setattr(
 ) -> None:
     """mount_setattr(2): set and clear attributes, set a propagation type (0 leaves it)."""
     change = _MountAttributes(attributes, cleared, propagation, 0)
+    result = _mount_setattr(
+        _SYS_MOUNT_SETATTR,
+        dirfd,
+        os.fsencode(path),
+        flags,
+        ctypes.byref(change),
+        ctypes.sizeof(change),
+    )
+    _check(result, path)
+
+
+def mount_setattr_idmap(dirfd: int, path: str, flags: int, userns_fd: int) -> None:
+    """mount_setattr(2) with MOUNT_ATTR_IDMAP: show ids as that user namespace maps them; borrows
+    `userns_fd`. EINVAL: the file system cannot; EPERM: the mount has a map already."""
+    change = _MountAttributes(MountAttr.IDMAP, 0, 0, userns_fd)
     result = _mount_setattr(
         _SYS_MOUNT_SETATTR,
         dirfd,
@@ -281,6 +303,20 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
     return _check(_prctl(option, arg2, arg3, 0, 0))
 
 
+def setfsuid(uid: int) -> None:
+    """setfsuid(2). It cannot fail but by doing nothing, so it is asked again."""
+    _setfsuid(uid)
+    if _setfsuid(uid) != uid:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def setfsgid(gid: int) -> None:
+    """setfsgid(2), likewise."""
+    _setfsgid(gid)
+    if _setfsgid(gid) != gid:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 class _CapabilityHeader(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint32), ("pid", _int))
 
@@ -304,6 +340,21 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     )
     data = (_CapabilityData * 2)(*halves)
     _check(_capset(ctypes.byref(header), data))
+
+
+class _SockFprog(ctypes.Structure):
+    # struct sock_fprog, linux/filter.h
+    _fields_ = (("len", ctypes.c_ushort), ("filter", _void_p))
+
+
+_SECCOMP_SET_MODE_FILTER = 1
+
+
+def seccomp_set_filter(flags: int, instructions: bytes) -> int:
+    """seccomp(2) SECCOMP_SET_MODE_FILTER. Returns 0, or with the flag NEW_LISTENER a descriptor."""
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    program = _SockFprog(len(instructions) // 8, ctypes.addressof(code))
+    return _check(_seccomp(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program)))
 
 
 class _BpfProgLoad(ctypes.Structure):

@@ -60,13 +60,53 @@ class NamespaceMode(enum.Enum):
     TARGET = 3
 
 
+class IdMapping(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI IDMapping: `length` ids from `container_id` on are the host's from `host_id` on."""
+
+    host_id: int
+    container_id: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.container_id}:{self.host_id}+{self.length}"
+
+
+class IdMappings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user namespace or an id-mapped mount maps; at least one line of each."""
+
+    uids: tuple[IdMapping, ...]
+    gids: tuple[IdMapping, ...]
+
+    def host_uid(self, uid: int) -> int | None:
+        """Return which user of the host a user inside is, None if the host has none for it."""
+        return _host_id(self.uids, uid)
+
+    def host_gid(self, gid: int) -> int | None:
+        """Likewise of a group."""
+        return _host_id(self.gids, gid)
+
+    def __str__(self) -> str:
+        return f"uids {','.join(map(str, self.uids))} gids {','.join(map(str, self.gids))}"
+
+
+def _host_id(lines: tuple[IdMapping, ...], number: int) -> int | None:
+    for line in lines:
+        if 0 <= number - line.container_id < line.length:
+            return line.host_id + number - line.container_id
+    return None
+
+
 class NamespaceModes(msgspec.Struct, frozen=True, kw_only=True):
-    """CRI NamespaceOption. `target_id` is set if and only if `pid` is TARGET."""
+    """CRI NamespaceOption. `target_id` is set if and only if `pid` is TARGET.
+
+    user: the maps of the pod's user namespace, in which id 0 is mapped; None is the node's.
+    """
 
     network: NamespaceMode = NamespaceMode.POD
     pid: NamespaceMode = NamespaceMode.POD
     ipc: NamespaceMode = NamespaceMode.POD
     target_id: str = ""
+    user: IdMappings | None = None
 
 
 class SupplementalGroupsPolicy(enum.Enum):
