@@ -38,6 +38,7 @@ from pycri.pods.node import Node
 from pycri.pods.planning import Planner
 from pycri.pods.recovery import Recovery
 from pycri.pods.sandboxes import Sandboxes
+from pycri.pods.updates import Updates
 from pycri.pods.watch import ExitWatch
 from pycri.runtimes import launch
 from pycri.runtimes.client import SpawnerClient
@@ -52,6 +53,7 @@ class Application:
 
     sandboxes: Sandboxes
     containers: Containers
+    updates: Updates
     execs: Execs
     images: ImageStore
     node: Node
@@ -155,6 +157,7 @@ async def _connect(
     return Application(
         sandboxes=sandboxes,
         containers=containers,
+        updates=Updates(foundation, planner, endings),
         execs=Execs(foundation, planner),
         images=images,
         node=Node(foundation, network),
@@ -175,7 +178,7 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with _application(settings, host, spawner_socket) as app:
-        runtime = RuntimeService(app.sandboxes, app.containers, app.execs, app.node)
+        runtime = RuntimeService(app.sandboxes, app.containers, app.updates, app.execs, app.node)
         images, node = ImageService(app.images), NodeService(app.images)
         async with serving(settings.socket_path, runtime, images, node):
             watching = asyncio.create_task(app.recovery.watch())

@@ -13,6 +13,7 @@ from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, PodId
 from pycri.model.image import FilesystemUsage, Image, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
+from pycri.model.resources import Resources
 
 
 class Sandboxes(Protocol):
@@ -48,6 +49,13 @@ class Containers(Protocol):
         labels: Mapping[str, str] = ...,
     ) -> Sequence[ContainerRecord]: ...
     async def reopen_log(self, container_id: str) -> None: ...
+
+
+class Updates(Protocol):
+    async def update_container(self, container_id: str, asked: Resources) -> None: ...
+    async def update_pod(
+        self, pod_id: str, overhead: Resources | None, resources: Resources | None
+    ) -> None: ...
 
 
 class Execs(Protocol):

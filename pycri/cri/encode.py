@@ -105,7 +105,7 @@ def encode_container_status(record: ContainerRecord) -> pb.ContainerStatus:
         annotations=record.spec.annotations,
         mounts=[_mount(mount) for mount in record.spec.mounts],
         log_path=record.log_path,
-        resources=pb.ContainerResources(linux=_resources(record.spec.resources)),
+        resources=pb.ContainerResources(linux=_resources(record.resources)),
         user=pb.ContainerUser(linux=user),
         stop_signal=encode_signal(record.stop_signal),
     )
@@ -124,6 +124,8 @@ def encode_pod_info(record: PodRecord) -> dict[str, str]:
             "ipc": namespaces.ipc.name,
         },
         network=msgspec.to_builtins(record.attachment),
+        overhead=msgspec.to_builtins(record.overhead),
+        resources=msgspec.to_builtins(record.resources),
         timeline=_timeline(record.timeline),
     )
 

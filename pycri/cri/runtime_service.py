@@ -8,11 +8,12 @@ from pycri import __version__
 from pycri.cri import encode
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
-from pycri.cri.application import Containers, Execs, Node, Sandboxes
+from pycri.cri.application import Containers, Execs, Node, Sandboxes, Updates
 from pycri.cri.decode import request as decode
 from pycri.cri.decode.container import decode_container_spec
 from pycri.cri.decode.handlers import RUNTIME_HANDLERS
 from pycri.cri.decode.pod import decode_pod_spec
+from pycri.cri.decode.resources import decode_resources
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -21,10 +22,16 @@ class RuntimeService(RuntimeServiceServicer):
     """Pods, containers and the node."""
 
     def __init__(
-        self, sandboxes: Sandboxes, containers: Containers, execs: Execs, node: Node
+        self,
+        sandboxes: Sandboxes,
+        containers: Containers,
+        updates: Updates,
+        execs: Execs,
+        node: Node,
     ) -> None:
         self._sandboxes = sandboxes
         self._containers = containers
+        self._updates = updates
         self._execs = execs
         self._node = node
 
@@ -123,6 +130,23 @@ class RuntimeService(RuntimeServiceServicer):
             status=encode.encode_container_status(record),
             info=encode.encode_container_info(record) if request.verbose else None,
         )
+
+    async def UpdateContainerResources(
+        self, request: pb.UpdateContainerResourcesRequest, context: Context
+    ) -> pb.UpdateContainerResourcesResponse:
+        container_id = decode.decode_id(request.container_id, "container_id")
+        asked = decode_resources(request.linux, "linux")
+        await self._updates.update_container(container_id, asked)
+        return pb.UpdateContainerResourcesResponse()
+
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest, context: Context
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
+        overhead = decode.decode_optional_resources(request, "overhead")
+        resources = decode.decode_optional_resources(request, "resources")
+        await self._updates.update_pod(pod_id, overhead, resources)
+        return pb.UpdatePodSandboxResourcesResponse()
 
     async def ExecSync(self, request: pb.ExecSyncRequest, context: Context) -> pb.ExecSyncResponse:
         container_id = decode.decode_id(request.container_id, "container_id")

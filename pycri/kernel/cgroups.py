@@ -19,6 +19,21 @@ def write(path: str, value: str) -> None:
         os.close(fd)
 
 
+def read(path: str) -> str:
+    """Return a control file's content without the newline at its end."""
+    with open(path) as file:
+        return file.read().rstrip("\n")
+
+
+def read_numbers(path: str) -> dict[str, int]:
+    """Return a flat-keyed file of numbers ("cgroup-v2.rst", Format); {} when it is missing."""
+    try:
+        lines = read(path).splitlines()
+    except FileNotFoundError:
+        return {}
+    return {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}
+
+
 def processes(directory: str) -> list[int]:
     """Return the pids in the group and all groups below it; a missing group has none."""
     pids: list[int] = []

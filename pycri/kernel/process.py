@@ -79,9 +79,20 @@ def set_limit(name: str, soft: int, hard: int) -> None:
     resource.setrlimit(getattr(resource, name), (soft, hard))
 
 
-def write_oom_score_adj(value: int) -> None:
-    """Set the caller's /proc/self/oom_score_adj, -1000 to 1000."""
-    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+def read_oom_score_adj(pid: int) -> int:
+    """Return a process's oom_score_adj. Raises: FileNotFoundError, ProcessLookupError."""
+    with open(f"/proc/{pid}/oom_score_adj") as file:
+        return int(file.read())
+
+
+def write_oom_score_adj(value: int, pid: int | None = None) -> None:
+    """Set the oom_score_adj of a process, or the caller's; -1000 to 1000 (proc(5)).
+
+    Raises: FileNotFoundError, ProcessLookupError; PermissionError for a value below what the
+    process ever had, without CAP_SYS_RESOURCE.
+    """
+    who = "self" if pid is None else str(pid)
+    fd = os.open(f"/proc/{who}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, b"%d" % value)
     finally:

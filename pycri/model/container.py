@@ -140,6 +140,14 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int = 0
     pid_start_time: int = 0
     timeline: tuple[Stage, ...] = ()
+    updated_resources: Resources | None = None
+    """The limits after UpdateContainerResources. The spec stays as it was asked for: a retry of
+    CreateContainer is compared with it."""
+
+    @property
+    def resources(self) -> Resources:
+        """The limits in force, or for the start to come."""
+        return self.updated_resources or self.spec.resources
 
     @property
     def state(self) -> ContainerState:

@@ -101,6 +101,19 @@ class PodRecord(msgspec.Struct, frozen=True, kw_only=True):
     stopped_ns: int | None = None
     attachment: Attachment | None = None
     timeline: tuple[Stage, ...] = ()
+    updated_overhead: Resources | None = None
+    updated_resources: Resources | None = None
+    """As UpdatePodSandboxResources said last. The kubelet writes the pod's group itself."""
+
+    @property
+    def overhead(self) -> Resources | None:
+        """What the pod costs besides its containers, as told last."""
+        return self.updated_overhead or self.spec.overhead
+
+    @property
+    def resources(self) -> Resources | None:
+        """The sum of the containers' resources, as told last."""
+        return self.updated_resources or self.spec.resources
 
     @property
     def state(self) -> PodState:

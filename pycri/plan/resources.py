@@ -22,16 +22,19 @@ _Write = tuple[str, str, str]
 """(controller, file name, value)."""
 
 
-def plan_limits(resources: Resources, path: str, host: HostFacts) -> tuple[tuple[str, str], ...]:
+def plan_limits(
+    resources: Resources, path: str, host: HostFacts, field: str = _FIELD
+) -> tuple[tuple[str, str], ...]:
     """Return (absolute file, value) writes that limit the group at `path`, in order.
 
     A missing hugetlb controller is tolerated, as the kubelet sends a limit for every page size.
+    field: where the request has the resources; errors name it.
     Raises: Unsupported naming any other controller that is asked for and missing; InvalidRequest.
     """
-    swap_max(resources.memory_limit_bytes, resources.memory_swap_limit_bytes)
+    swap_max(resources.memory_limit_bytes, resources.memory_swap_limit_bytes, field)
     limits = _limits_v2 if host.cgroup_version == 2 else _limits_v1
     writes = []
-    for controller, file, value in limits(resources, host):
+    for controller, file, value in limits(resources, host, field):
         directory = controller_directory(controller, path, host)
         if directory is not None:
             writes.append((f"{directory}/{file}", value))
@@ -61,7 +64,7 @@ def cpu_weight(shares: int) -> int:
     return math.ceil(10 ** ((log * log + 125 * log) / 612 - 7 / 34))
 
 
-def swap_max(limit_bytes: int, swap_bytes: int) -> int:
+def swap_max(limit_bytes: int, swap_bytes: int, field: str = _FIELD) -> int:
     """Return the cgroup v2 swap limit for a combined memory-and-swap limit.
 
     limit_bytes: of memory. swap_bytes: of memory plus swap. 0 is not set, negative is unlimited.
@@ -76,14 +79,14 @@ def swap_max(limit_bytes: int, swap_bytes: int) -> int:
         return 0
     if limit_bytes <= 0 or swap_bytes < limit_bytes:
         raise InvalidRequest(
-            f"{_FIELD}.memory_swap_limit_in_bytes", f"{swap_bytes} is below the memory limit"
+            f"{field}.memory_swap_limit_in_bytes", f"{swap_bytes} is below the memory limit"
         )
     return swap_bytes - limit_bytes
 
 
-def _limits_v1(resources: Resources, host: HostFacts) -> list[_Write]:
+def _limits_v1(resources: Resources, host: HostFacts, field: str) -> list[_Write]:
     if resources.unified:
-        raise Unsupported(f"{_FIELD}.unified needs cgroup version 2")
+        raise Unsupported(f"{field}.unified needs cgroup version 2")
     limit, swap = resources.memory_limit_bytes, resources.memory_swap_limit_bytes
     wanted = [
         ("cpu", "cpu.shares", resources.cpu_shares),
@@ -94,10 +97,10 @@ def _limits_v1(resources: Resources, host: HostFacts) -> list[_Write]:
         ("memory", "memory.memsw.limit_in_bytes", (swap or limit) if host.swap_limits else 0),
     ]
     writes = [(controller, file, str(value)) for controller, file, value in wanted if value]
-    return writes + _cpuset(resources) + _hugetlb(resources, host, "limit_in_bytes")
+    return writes + _cpuset(resources) + _hugetlb(resources, host, "limit_in_bytes", field)
 
 
-def _limits_v2(resources: Resources, host: HostFacts) -> list[_Write]:
+def _limits_v2(resources: Resources, host: HostFacts, field: str) -> list[_Write]:
     limit, swap = resources.memory_limit_bytes, resources.memory_swap_limit_bytes
     writes: list[_Write] = []
     if resources.cpu_shares:
@@ -110,8 +113,8 @@ def _limits_v2(resources: Resources, host: HostFacts) -> list[_Write]:
     if host.swap_limits and (swap or limit > 0):
         writes.append(("memory", "memory.swap.max", _bytes(swap_max(limit, swap))))
     writes += _cpuset(resources)
-    writes += _hugetlb(resources, host, "max")
-    return writes + _unified(resources)
+    writes += _hugetlb(resources, host, "max", field)
+    return writes + _unified(resources, field)
 
 
 def _cpuset(resources: Resources) -> list[_Write]:
@@ -119,25 +122,25 @@ def _cpuset(resources: Resources) -> list[_Write]:
     return [("cpuset", file, value) for file, value in wanted if value]
 
 
-def _hugetlb(resources: Resources, host: HostFacts, file: str) -> list[_Write]:
+def _hugetlb(resources: Resources, host: HostFacts, file: str, field: str) -> list[_Write]:
     """Limit what is used and, or a process dies of SIGBUS at its first touch, what is reserved."""
     writes = []
     for index, page in enumerate(resources.hugepage_limits):
         if "hugetlb" in host.cgroup_controllers and page.page_size not in host.hugepage_sizes:
-            field = f"{_FIELD}.hugepage_limits[{index}].page_size"
-            raise InvalidRequest(field, f"this node has no huge pages of {page.page_size!r}")
+            where = f"{field}.hugepage_limits[{index}].page_size"
+            raise InvalidRequest(where, f"this node has no huge pages of {page.page_size!r}")
         for name in (f"hugetlb.{page.page_size}.{file}", f"hugetlb.{page.page_size}.rsvd.{file}"):
             writes.append(("hugetlb", name, str(page.limit_bytes)))
     return writes
 
 
-def _unified(resources: Resources) -> list[_Write]:
+def _unified(resources: Resources, field: str) -> list[_Write]:
     writes = []
     for key, value in resources.unified.items():
         match = _UNIFIED_KEY.fullmatch(key)
         # "cgroup.*" would move or kill processes, not limit them.
         if match is None or match[1] == "cgroup":
-            raise InvalidRequest(f"{_FIELD}.unified[{key}]", "is not the name of a limit")
+            raise InvalidRequest(f"{field}.unified[{key}]", "is not the name of a limit")
         writes.append((match[1], key, value))
     return writes
 

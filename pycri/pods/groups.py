@@ -9,6 +9,8 @@ import time
 
 from pycri.kernel import cgroup1, cgroup2, cgroups
 from pycri.model.host import HostFacts
+from pycri.plan.cgroups import controller_directory
+from pycri.plan.updates import held_bytes
 
 _POLL_S = 0.002
 _REMOVE_DEADLINE_S = 5.0
@@ -33,8 +35,25 @@ class Groups:
         """Return how many processes of the group the kernel killed for lack of memory."""
         if self._host.cgroup_version == 2:
             return cgroup2.oom_kills(self._host.cgroup_root + path)
-        memory = self._host.cgroup1_mounts.get("memory")
-        return cgroup1.oom_kills(memory + path) if memory else 0
+        memory = controller_directory("memory", path, self._host)
+        return cgroup1.oom_kills(memory) if memory else 0
+
+    def processes(self, path: str) -> list[int]:
+        """Return the pids in the group and below."""
+        if self._host.cgroup_version == 2:
+            return cgroups.processes(self._host.cgroup_root + path)
+        # The one hierarchy in which execs have groups of their own, so all that there is.
+        freezer = self._host.cgroup1_mounts.get("freezer")
+        return cgroups.processes(freezer + path) if freezer else []
+
+    def held_memory(self, path: str) -> int:
+        """Return how many bytes the group holds that the kernel cannot take back; 0 if unknown."""
+        directory = controller_directory("memory", path, self._host)
+        if directory is None:
+            return 0
+        name = "memory.current" if self._host.cgroup_version == 2 else "memory.usage_in_bytes"
+        stat = cgroups.read_numbers(f"{directory}/memory.stat")
+        return held_bytes(int(cgroups.read(f"{directory}/{name}")), stat)
 
     def remove(self, path: str) -> bool:
         """Remove the group and all below it. False if processes stay in it past a deadline.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gather what a container's plan is made from: image, user, devices, paths."""
 
+import msgspec
+
 from pycri.errors import InvalidRequest, NotFound
 from pycri.images.store import ImageStore
 from pycri.model.container import ContainerRecord, ContainerSpec
@@ -72,7 +74,8 @@ class Planner:
             architecture=self._host.architecture,
         )
         pod = self._catalogue.pod(record.pod_id)
-        return plan_container(self.inputs(record.id, pod, record.spec, image))
+        spec = msgspec.structs.replace(record.spec, resources=record.resources)
+        return plan_container(self.inputs(record.id, pod, spec, image))
 
     def process(self, record: ContainerRecord) -> ProcessPlan:
         """Return a container's process as planned: what an exec in it starts from."""

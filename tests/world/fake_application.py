@@ -18,6 +18,7 @@ from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, ImageId, PodId
 from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
+from pycri.model.resources import Resources
 
 POD = PodId("a" * 64)
 IMAGE = ImageId("sha256:" + "c" * 64)
@@ -101,6 +102,24 @@ class FakeContainers:
     async def reopen_log(self, container_id: str) -> None: ...
 
 
+class FakeUpdates:
+    """Remembers what was asked, by id."""
+
+    def __init__(self) -> None:
+        self.containers: dict[str, Resources] = {}
+        self.pods: dict[str, tuple[Resources | None, Resources | None]] = {}
+
+    async def update_container(self, container_id: str, asked: Resources) -> None:
+        self.containers[container_id] = asked
+
+    async def update_pod(
+        self, pod_id: str, overhead: Resources | None, resources: Resources | None
+    ) -> None:
+        if pod_id != POD:
+            raise NotFound("pod sandbox", pod_id)
+        self.pods[pod_id] = overhead, resources
+
+
 class FakeExecs:
     """Knows the commands "wait" and "big SIZE"; any other prints one letter."""
 
@@ -166,6 +185,7 @@ class FakeDaemon:
         self.path = path
         self.sandboxes = FakeSandboxes()
         self.containers = FakeContainers()
+        self.updates = FakeUpdates()
         self.execs = FakeExecs()
         self.node = FakeNode()
         self.images = FakeImages()
@@ -173,7 +193,7 @@ class FakeDaemon:
     @asynccontextmanager
     async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
         services = (
-            RuntimeService(self.sandboxes, self.containers, self.execs, self.node),
+            RuntimeService(self.sandboxes, self.containers, self.updates, self.execs, self.node),
             ImageService(self.images),
             NodeService(self.images),
         )

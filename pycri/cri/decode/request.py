@@ -2,14 +2,17 @@
 """What requests carry besides a pod's or a container's config: ids, filters, times, ranges."""
 
 import ipaddress
+from typing import Literal
 
 import msgspec
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.decode import fields
+from pycri.cri.decode.resources import decode_resources
 from pycri.errors import InvalidRequest
 from pycri.model.container import ContainerState
 from pycri.model.pod import PodState
+from pycri.model.resources import Resources
 
 _LONGEST_S = 1 << 31
 """Longer waits are as good as no limit, and still fit every clock."""
@@ -68,6 +71,13 @@ def decode_command(message: pb.ExecSyncRequest) -> tuple[str, ...]:
     if not command or not command[0]:
         raise InvalidRequest("cmd", "is missing")
     return command
+
+
+def decode_optional_resources(
+    message: pb.UpdatePodSandboxResourcesRequest, field: Literal["overhead", "resources"]
+) -> Resources | None:
+    """Return the resources in `field`, None where it is not set."""
+    return decode_resources(getattr(message, field), field) if message.HasField(field) else None
 
 
 def decode_pod_cidr(message: pb.UpdateRuntimeConfigRequest) -> str:

@@ -24,6 +24,8 @@ from tests.world.fake_application import POD, FakeDaemon
 WAIT_S = 10
 
 SERVED = {
+    "UpdateContainerResources",
+    "UpdatePodSandboxResources",
     "Version", "RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "PodSandboxStatus",
     "ListPodSandbox", "CreateContainer", "StartContainer", "StopContainer", "RemoveContainer",
     "ListContainers", "ContainerStatus", "ReopenContainerLog", "ExecSync", "UpdateRuntimeConfig",
