@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux security modules: which profiles are loaded, what a process is to be after its execve.
+
+The labels of a process are files of /proc/PID/attr. Once a child is inside a container, /proc is
+whatever the container makes of it: a label written to a file there may go nowhere (CVE-2019-16884).
+So /proc/self is opened while it is still the host's, and the files are opened below that.
+"""
+
+import os
+
+_PROFILES = "/sys/kernel/security/apparmor/profiles"
+_READ_LIMIT = 1 << 22
+
+
+def open_own_proc() -> int:
+    """Return a descriptor of the caller's folder in /proc, O_PATH, caller closes."""
+    return os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def set_apparmor_exec(proc_fd: int, profile: str) -> None:
+    """Confine the caller by a loaded profile from its next execve on; borrows `proc_fd`."""
+    _write(proc_fd, "attr/apparmor/exec", f"exec {profile}")
+
+
+def set_selinux_exec(proc_fd: int, label: str) -> None:
+    """Label the caller from its next execve on; borrows `proc_fd`."""
+    _write(proc_fd, "attr/exec", label)
+
+
+def read_apparmor_profiles() -> frozenset[str]:
+    """Return the names of the loaded profiles; none where AppArmor is off."""
+    try:
+        with open(_PROFILES, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read(_READ_LIMIT).splitlines()
+    except OSError:
+        return frozenset()
+    # "NAME (MODE)"; a name may hold spaces.
+    return frozenset(line.rpartition(" (")[0] for line in lines)
+
+
+def _write(proc_fd: int, path: str, text: str) -> None:
+    # The kernel refuses one who has changed his credentials since he opened it: opened here.
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
