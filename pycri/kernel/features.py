@@ -42,7 +42,9 @@ def probe_host() -> HostFacts:
         pidfd_exit_info=_has_pidfd_exit_info(),
         apparmor=_read("/sys/module/apparmor/parameters/enabled").startswith("Y"),
         swap_limits=_has_swap_limits(version, mounts1),
+        systemd=os.path.isdir("/run/systemd/system"),
         selinux=os.path.isdir("/sys/fs/selinux/class"),
+        user_namespaces=kernel >= (6, 3) and _allows_user_namespaces(),
     )
 
 
@@ -94,6 +96,11 @@ def _lowest_oom_score_adj() -> int:
     with open(path, "w") as file:
         file.write(before)
     return -1000
+
+
+def _allows_user_namespaces() -> bool:
+    """Tell whether any may be made (user_namespaces(7)); no file: the kernel has none."""
+    return int(_read("/proc/sys/user/max_user_namespaces") or 0) > 0
 
 
 def _has_pidfd_exit_info() -> bool:

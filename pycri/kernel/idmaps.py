@@ -109,24 +109,30 @@ def become_root() -> None:
     os.setresuid(0, 0, 0)
 
 
-def new_mapped_overlay(layers: list[int], folder: int, place: str, *, append: bool) -> int:
+def new_mapped_overlay(layers: list[int], folder: int | None, place: str, *, append: bool) -> int:
     """Make an overlay of detached, id-mapped layers (topmost first); takes all the descriptors.
 
-    folder: detached tree that holds the folders `upper` and `work`. place: an empty folder of the
-    caller's mount namespace, where they are attached by numbers, for overlay takes attached mounts
-    only (until Linux 6.15). append: as in `mounts.new_overlay`. Returns a detached mount.
+    folder: detached tree that holds the folders `upper` and `work`; None for an overlay that
+    nobody can write to. place: an empty folder of the caller's mount namespace, where they are
+    attached by numbers, for overlay takes attached mounts only (until Linux 6.15).
+    append: as in `mounts.new_overlay`. Returns a detached mount, caller closes.
     """
-    paths = []
-    for number, tree in enumerate((*layers, folder)):
-        paths.append(f"{place}/{number}")
-        os.mkdir(paths[-1])
-        mounts.attach_at(tree, paths[-1])
-        os.close(tree)
-    *lower, writable = paths
-    upper, work = f"{writable}/upper", f"{writable}/work"
+    lower = tuple(_attach_numbered(tree, place, number) for number, tree in enumerate(layers))
+    upper, work = "", ""
+    if folder is not None:
+        writable = _attach_numbered(folder, place, len(lower))
+        upper, work = f"{writable}/upper", f"{writable}/work"
     if append:
-        return mounts.new_overlay(tuple(lower), upper, work)
-    return mounts.new_overlay_by_path(tuple(lower), upper, work, upper)
+        return mounts.new_overlay(lower, upper, work)
+    return mounts.new_overlay_by_path(lower, upper, work, place)
+
+
+def _attach_numbered(tree: int, place: str, number: int) -> str:
+    path = f"{place}/{number}"
+    os.mkdir(path)
+    mounts.attach_at(tree, path)
+    os.close(tree)
+    return path
 
 
 def _live_inside(theirs: socket.socket, work: Callable[[], object]) -> None:

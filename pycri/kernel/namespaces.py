@@ -20,6 +20,7 @@ CLONE_FLAGS = {
     "mnt": Clone.NEWNS,
     "net": Clone.NEWNET,
     "pid": Clone.NEWPID,
+    "user": Clone.NEWUSER,
     "uts": Clone.NEWUTS,
 }
 """Kinds as /proc/PID/ns names them."""
@@ -53,8 +54,17 @@ def join(kind: str, path: str) -> None:
 
 def pin(kind: str, path: str) -> None:
     """Hold the caller's namespace at `path`, a file that is made; needs the host's mounts."""
+    _pin(f"/proc/self/ns/{kind}", path)
+
+
+def pin_fd(fd: int, path: str) -> None:
+    """Hold a namespace by its descriptor at `path`, likewise; borrows `fd`."""
+    _pin(f"/proc/self/fd/{fd}", path)
+
+
+def _pin(source: str, path: str) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    mount(f"/proc/self/ns/{kind}", path, "", MountFlag.BIND)
+    mount(source, path, "", MountFlag.BIND)
 
 
 def unpin(path: str) -> None:

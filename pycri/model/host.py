@@ -36,8 +36,12 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """PIDFD_GET_INFO with PIDFD_INFO_EXIT (Linux >= 6.15)."""
     apparmor: bool
     selinux: bool
+    user_namespaces: bool = False
+    """User namespaces are allowed, and overlay layers and tmpfs can be id-mapped (Linux >= 6.3)."""
     swap_limits: bool = False
     """memory.memsw.limit_in_bytes (v1) or memory.swap.max (v2) exists below the root group."""
+    systemd: bool = False
+    """systemd is the service manager (sd_booted(3)): groups named .slice are its own to make."""
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ class Node:
     def __init__(self, foundation: Foundation, network: BridgeNetwork) -> None:
         self._spawner = foundation.spawner
         self._network = network
+        self._host = foundation.host
 
     def conditions(self) -> list[Condition]:
         """Return RuntimeReady and NetworkReady (CRI RuntimeStatus)."""
@@ -20,6 +21,10 @@ class Node:
             _condition("RuntimeReady", self._spawner.problem(), "SpawnerLost"),
             _condition("NetworkReady", network, "NetworkNotReady"),
         ]
+
+    def user_namespaces(self) -> bool:
+        """Tell whether a pod may have a user namespace of its own."""
+        return self._host.user_namespaces
 
     async def set_pod_cidr(self, cidr: str) -> None:
         """Use another address range for new pods; "" changes nothing."""

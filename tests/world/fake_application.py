@@ -147,6 +147,9 @@ class FakeNode:
     def conditions(self) -> list[Condition]:
         return [Condition(type="RuntimeReady", status=True)]
 
+    def user_namespaces(self) -> bool:
+        return True
+
     async def set_pod_cidr(self, cidr: str) -> None:
         self.cidr = cidr
 
