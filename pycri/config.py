@@ -79,6 +79,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         AbsolutePath,
         Meta(description="Cgroup of pods whose caller names no parent, below each hierarchy."),
     ] = "/pycri"
+    cdi_dirs: Annotated[
+        tuple[AbsolutePath, ...],
+        Meta(description="Folders of CDI device specs; of one device the last folder's counts."),
+    ] = ("/etc/cdi", "/var/run/cdi")
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="The least important lines still logged: debug, info, warning, error."),

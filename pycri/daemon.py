@@ -121,7 +121,7 @@ def _image_store(
     catalogue = foundation.catalogue
 
     def layers_in_use() -> frozenset[Digest]:
-        return frozenset(layer for c in catalogue.containers() for layer in c.image_layers)
+        return frozenset(layer for c in catalogue.containers() for layer in c.layers_in_use)
 
     return ImageStore(
         Path(foundation.settings.images_dir),

@@ -13,6 +13,8 @@ PycriError
 ├── Denied               a registry refused the credentials
 ├── RegistryUnavailable  a registry cannot be reached or answers with a server error
 ├── CorruptImage         content that does not match its digest, or is not what it says
+├── ImageVolumeMountFailed   an image cannot be mounted as a volume; names the mount
+├── RecursiveReadOnlyUnsupported   the kernel cannot make submounts read-only
 ├── InvalidSettings      a settings file is unreadable or wrong; names file and key
 └── SetupFailed          a step towards a running process failed; names step and errno
 """
@@ -80,6 +82,14 @@ class RegistryUnavailable(PycriError):
 
 class CorruptImage(PycriError):
     """Image content does not match its digest or is not what it claims to be."""
+
+
+class ImageVolumeMountFailed(PycriError):
+    """An image cannot be mounted as a volume: it is not there, or has no such sub path."""
+
+
+class RecursiveReadOnlyUnsupported(PycriError):
+    """This kernel cannot make a mount and all below it read-only."""
 
 
 class InvalidSettings(PycriError):

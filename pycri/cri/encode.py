@@ -12,7 +12,7 @@ from pycri.model.host import Condition
 from pycri.model.image import FilesystemUsage, Image
 from pycri.model.pod import PodMetadata, PodRecord, PodState, Stage
 from pycri.model.resources import Resources
-from pycri.model.security import NamespaceMode, NamespaceModes
+from pycri.model.security import IdMapping, IdMappings, NamespaceMode, NamespaceModes
 
 _POD_STATES = {
     PodState.READY: pb.SANDBOX_READY,
@@ -103,7 +103,7 @@ def encode_container_status(record: ContainerRecord) -> pb.ContainerStatus:
         message=record.message,
         labels=record.spec.labels,
         annotations=record.spec.annotations,
-        mounts=[_mount(mount) for mount in record.spec.mounts],
+        mounts=_mounts(record),
         log_path=record.log_path,
         resources=pb.ContainerResources(linux=_resources(record.resources)),
         user=pb.ContainerUser(linux=user),
@@ -233,7 +233,14 @@ def _image_spec(record: ContainerRecord) -> pb.ImageSpec:
     )
 
 
-def _mount(mount: Mount) -> pb.Mount:
+def _mounts(record: ContainerRecord) -> list[pb.Mount]:
+    images = {volume.mount: volume.image_id for volume in record.volume_images}
+    return [_mount(mount, images.get(i, "")) for i, mount in enumerate(record.spec.mounts)]
+
+
+def _mount(mount: Mount, image_ref: str) -> pb.Mount:
+    """image_ref: what the image of the mount was found to be, if it has one."""
+    image = mount.image
     return pb.Mount(
         container_path=mount.container_path,
         host_path=mount.host_path,
@@ -241,6 +248,19 @@ def _mount(mount: Mount) -> pb.Mount:
         recursive_read_only=mount.recursive_read_only,
         selinux_relabel=mount.selinux_relabel,
         propagation=_PROPAGATIONS[mount.propagation],
+        mount_options=mount.options,
+        image_sub_path=mount.image_sub_path,
+        uidMappings=_id_map(mount.ids.uids) if mount.ids else (),
+        gidMappings=_id_map(mount.ids.gids) if mount.ids else (),
+        image=pb.ImageSpec(
+            image=image.image,
+            annotations=image.annotations,
+            user_specified_image=image.user_specified_image,
+            runtime_handler=image.runtime_handler,
+            image_ref=image_ref,
+        )
+        if image
+        else None,
     )
 
 
@@ -250,7 +270,19 @@ def _namespaces(modes: NamespaceModes) -> pb.NamespaceOption:
         pid=_NAMESPACE_MODES[modes.pid],
         ipc=_NAMESPACE_MODES[modes.ipc],
         target_id=modes.target_id,
+        userns_options=_user_namespace(modes.user) if modes.user else None,
     )
+
+
+def _user_namespace(ids: IdMappings) -> pb.UserNamespace:
+    return pb.UserNamespace(mode=pb.POD, uids=_id_map(ids.uids), gids=_id_map(ids.gids))
+
+
+def _id_map(lines: tuple[IdMapping, ...]) -> list[pb.IDMapping]:
+    return [
+        pb.IDMapping(host_id=line.host_id, container_id=line.container_id, length=line.length)
+        for line in lines
+    ]
 
 
 def _resources(resources: Resources) -> pb.LinuxContainerResources:

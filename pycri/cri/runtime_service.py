@@ -164,14 +164,21 @@ class RuntimeService(RuntimeServiceServicer):
         return pb.ReopenContainerLogResponse()
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
-        handler = pb.RuntimeHandlerFeatures(recursive_read_only_mounts=True)
+        user_namespaces = self._node.user_namespaces()
+        handler = pb.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=True, user_namespaces=user_namespaces
+        )
         return pb.StatusResponse(
             status=encode.encode_conditions(self._node.conditions()),
             info=self._node.verbose() if request.verbose else None,
             runtime_handlers=[
                 pb.RuntimeHandler(name=name, features=handler) for name in RUNTIME_HANDLERS
             ],
-            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+            features=pb.RuntimeFeatures(
+                supplemental_groups_policy=True,
+                mount_options=True,
+                user_namespaces_host_network=user_namespaces,
+            ),
         )
 
     async def UpdateRuntimeConfig(

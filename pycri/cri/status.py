@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exceptions to gRPC codes: the one table. A unit test fails if a leaf of the tree has no row.
 
-The kubelet reads NOT_FOUND, UNIMPLEMENTED and DEADLINE_EXCEEDED by code. Of a failed PullImage it
-shows the message only of UNKNOWN, and tells kinds apart by the message's first word.
+The kubelet reads NOT_FOUND, UNIMPLEMENTED and DEADLINE_EXCEEDED by code. Of a failed PullImage or
+CreateContainer it shows the message only of UNKNOWN, and tells kinds apart by its first word.
 """
 
 import errno
@@ -23,11 +23,17 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.Denied: grpc.StatusCode.PERMISSION_DENIED,
     errors.RegistryUnavailable: grpc.StatusCode.UNKNOWN,
     errors.CorruptImage: grpc.StatusCode.UNKNOWN,
+    errors.ImageVolumeMountFailed: grpc.StatusCode.UNKNOWN,
+    errors.RecursiveReadOnlyUnsupported: grpc.StatusCode.UNKNOWN,
     errors.InvalidSettings: grpc.StatusCode.INTERNAL,
     errors.SetupFailed: grpc.StatusCode.INTERNAL,
 }
 
-CRI_NAMES: dict[type[BaseException], str] = {errors.RegistryUnavailable: "RegistryUnavailable"}
+CRI_NAMES: dict[type[BaseException], str] = {
+    errors.RegistryUnavailable: "RegistryUnavailable",
+    errors.ImageVolumeMountFailed: "ImageVolumeMountFailed",
+    errors.RecursiveReadOnlyUnsupported: "RROUnsupported",
+}
 """Error names of the CRI that a message must begin with."""
 
 LONGEST_MESSAGE = 1000

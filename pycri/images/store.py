@@ -100,12 +100,16 @@ class ImageStore:
         return self._names.find(name)
 
     def layer_paths(self, image: Image) -> tuple[str, ...]:
-        """Return the folders of the layers for an overlay mount, topmost first.
+        """Return the folders of an image's layers for an overlay mount, topmost first."""
+        return self.layer_folders(image.layers)
+
+    def layer_folders(self, layers: tuple[Digest, ...]) -> tuple[str, ...]:
+        """Return the folders of layers, given bottom first, for an overlay mount, topmost first.
 
         Overlay refuses a folder twice. Of a layer that an image has twice the lower one is left
         out: all it says, whiteouts too, is said again above.
         """
-        topmost_first = dict.fromkeys(reversed(image.layers))
+        topmost_first = dict.fromkeys(reversed(layers))
         return tuple(str(self._layers.path(layer)) for layer in topmost_first)
 
     def usage(self) -> FilesystemUsage:

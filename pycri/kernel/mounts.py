@@ -43,6 +43,7 @@ PROPAGATION = {
     "slave": MountFlag.SLAVE,
     "shared": MountFlag.SHARED,
 }
+_PROPAGATING = frozenset(("shared", "master"))
 _NO_PROPAGATION = MountFlag(0)
 
 
@@ -180,6 +181,26 @@ def read_mount_points(prefix: str) -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         points = [_unescape(line.split(" ", 5)[4]) for line in file]
     return [point for point in points if point == prefix or point.startswith(prefix + "/")]
+
+
+def read_propagation(path: str) -> frozenset[str]:
+    """Return what the mount that `path` lies on is, links followed: of "shared" and "master".
+
+    "master": it is a slave. Neither: it is private (proc_pid_mountinfo(5), optional fields).
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+    finally:
+        os.close(fd)
+    wanted = facts["mnt_id"].strip()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            number, *rest = line.partition(" - ")[0].split(" ")
+            if number == wanted:
+                return frozenset(tag.partition(":")[0] for tag in rest[5:]) & _PROPAGATING
+    return frozenset()
 
 
 def _unescape(text: str) -> str:

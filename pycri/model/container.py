@@ -15,11 +15,12 @@ import enum
 
 import msgspec
 
+from pycri.model.cdi import CdiName, DeviceEdits
 from pycri.model.ids import ContainerId, Digest, ImageId, PodId
 from pycri.model.image import ImageConfig
 from pycri.model.pod import Stage
 from pycri.model.resources import Resources
-from pycri.model.security import ContainerSecurity, User
+from pycri.model.security import ContainerSecurity, IdMappings, User
 
 
 class ContainerState(enum.Enum):
@@ -46,8 +47,23 @@ class ContainerMetadata(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 0
 
 
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """CRI ImageSpec: the reference as the caller wrote it."""
+
+    image: str
+    annotations: dict[str, str] = {}
+    user_specified_image: str = ""
+    runtime_handler: str = ""
+
+
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
-    """CRI Mount: a bind mount. Paths are absolute; container_path is inside the root."""
+    """CRI Mount: a bind mount, or an image's files. container_path is inside the root.
+
+    host_path: absolute; "" with an image.
+    options: among "noexec", "nodev", "nosuid" and their opposites without "no"; later ones win.
+    image_sub_path: relative to the image's root; "" for all of it.
+    ids: how owners are shown and written; None as they are.
+    """
 
     container_path: str
     host_path: str
@@ -55,6 +71,10 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     recursive_read_only: bool = False
     propagation: Propagation = Propagation.PRIVATE
     selinux_relabel: bool = False
+    options: tuple[str, ...] = ()
+    image: ImageSpec | None = None
+    image_sub_path: str = ""
+    ids: IdMappings | None = None
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,15 +83,6 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     container_path: str
     host_path: str
     permissions: str
-
-
-class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """CRI ImageSpec: the reference as the caller wrote it."""
-
-    image: str
-    annotations: dict[str, str] = {}
-    user_specified_image: str = ""
-    runtime_handler: str = ""
 
 
 class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,6 +101,7 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[tuple[str, bytes], ...] = ()
     mounts: tuple[Mount, ...] = ()
     devices: tuple[Device, ...] = ()
+    cdi_devices: tuple[CdiName, ...] = ()
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     log_path: str = ""
@@ -109,12 +121,26 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int
 
 
+class VolumeImage(msgspec.Struct, frozen=True, kw_only=True):
+    """The image behind a mount that names one, as it was at the creation.
+
+    mount: index in `ContainerSpec.mounts`. layers: bottom first.
+    """
+
+    mount: int
+    image_id: ImageId
+    layers: tuple[Digest, ...]
+
+
 class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of one container.
 
     image_id: what the status shows as image_ref and image_id.
     image_layers, image_config: as they were at the creation; the layers stay on disk as long as
-        this container does, whatever becomes of the image.
+        this container does, whatever becomes of the image. volume_images: likewise.
+    device_edits: what its CDI devices add, as it was at the creation.
+    seccomp_text: the node's profile that it runs under, as it was at the creation: the filter of
+        an exec must be that of the container, whatever becomes of the file.
     log_path: absolute, or "". cgroup: path below each hierarchy's mount point, begins with "/".
     pid, pid_start_time: the init process in the host's pid namespace while it runs, and field 22
         of its /proc/PID/stat; together they name a process.
@@ -127,6 +153,9 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     image_id: ImageId
     image_layers: tuple[Digest, ...] = ()
     image_config: ImageConfig = ImageConfig()
+    volume_images: tuple[VolumeImage, ...] = ()
+    device_edits: DeviceEdits = DeviceEdits()
+    seccomp_text: bytes = b""
     user: User
     stop_signal: int
     cgroup: str
@@ -148,6 +177,12 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
     def resources(self) -> Resources:
         """The limits in force, or for the start to come."""
         return self.updated_resources or self.spec.resources
+
+    @property
+    def layers_in_use(self) -> frozenset[Digest]:
+        """The layers of its root and of its volumes, which must stay on disk."""
+        volumes = (layer for volume in self.volume_images for layer in volume.layers)
+        return frozenset((*self.image_layers, *volumes))
 
     @property
     def state(self) -> ContainerState:

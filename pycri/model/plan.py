@@ -11,25 +11,43 @@ and are resolved there, never by joining strings.
 import msgspec
 
 from pycri.model.ids import TaskId
-from pycri.model.security import User
+from pycri.model.seccomp import SeccompProgram
+from pycri.model.security import IdMappings, User
+
+PROC_TARGETS = frozenset(
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo", "diskstats", "loadavg", "meminfo", "net/dev", "slabinfo", "stat", "swaps",
+        "sys/kernel/ns_last_pid", "uptime",
+    )
+)  # fmt: skip
+"""All that may be mounted upon inside /proc: files that tools like lxcfs replace. Anything else
+there could be made to stand for what the executor writes to (CVE-2019-16884). As runc has it."""
 
 
 class MountOverlay(msgspec.Struct, frozen=True, kw_only=True, tag="overlay"):
-    """The root file system. layers: host directories, topmost first."""
+    """The root file system. layers: host directories, topmost first.
+
+    ids: how the layers' owners are shown; the upper folder has the owners of the host.
+    """
 
     layers: tuple[str, ...]
     upper: str
     work: str
+    ids: IdMappings | None = None
 
     def __str__(self) -> str:
-        return f"overlay {len(self.layers)} layers, upper {self.upper}"
+        return f"overlay {len(self.layers)} layers, upper {self.upper}{_shown(self.ids)}"
 
 
 class BindMount(msgspec.Struct, frozen=True, kw_only=True, tag="bind"):
     """Attach the host's tree at `source` to `target`; the target is made to fit (file or folder).
 
-    attributes: among "ro", "rro" (recursively), "nosuid", "nodev", "noexec".
+    attributes: among "ro", "rro" (recursively), "nosuid", "nodev", "noexec"; "suid", "dev", "exec"
+        take away what the source's mount has.
     propagation: "private", "slave" or "shared". create_source: make a missing folder.
+    ids: how owners are shown and written, of this mount and none below it; `ids_field` is what
+        asked for that, to be named where the source's file system cannot.
     """
 
     source: str
@@ -38,10 +56,34 @@ class BindMount(msgspec.Struct, frozen=True, kw_only=True, tag="bind"):
     propagation: str = "private"
     recursive: bool = True
     create_source: bool = False
+    ids: IdMappings | None = None
+    ids_field: str = ""
 
     def __str__(self) -> str:
         options = ",".join((*self.attributes, self.propagation))
-        return f"bind {self.source} -> {self.target} ({options})"
+        return f"bind {self.source} -> {self.target} ({options}){_shown(self.ids)}"
+
+
+class MountImage(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
+    """Attach an image's files, which nobody can write to, to `target`.
+
+    layers: as for MountOverlay. sub_path: what of the image; "" is all.
+    empty: an empty host folder: overlay without an upper folder needs two layers at least.
+    ids: as for MountOverlay.
+    """
+
+    layers: tuple[str, ...]
+    target: str
+    empty: str
+    sub_path: str = ""
+    attributes: tuple[str, ...] = ("ro",)
+    ids: IdMappings | None = None
+
+    def __str__(self) -> str:
+        what = f"/{self.sub_path} of " if self.sub_path else ""
+        options = ",".join(self.attributes)
+        shown = f"({options}){_shown(self.ids)}"
+        return f"image {what}{len(self.layers)} layers -> {self.target} {shown}"
 
 
 class MountFilesystem(msgspec.Struct, frozen=True, kw_only=True, tag="mount"):
@@ -131,6 +173,7 @@ class ReadOnlyRoot(msgspec.Struct, frozen=True, kw_only=True, tag="readonly-root
 Step = (
     MountOverlay
     | BindMount
+    | MountImage
     | MountFilesystem
     | MakeDevice
     | MakeSymlink
@@ -140,6 +183,10 @@ Step = (
     | WritablePath
     | ReadOnlyRoot
 )
+
+
+def _shown(ids: IdMappings | None) -> str:
+    return f", {ids}" if ids else ""
 
 
 class DeviceRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +234,10 @@ class CapabilitySets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is executed and as whom. env: whole `NAME=value` entries. cwd: made if missing."""
+    """What is executed and as whom. env: whole `NAME=value` entries. cwd: made if missing.
+
+    seccomp: None is unconfined. apparmor_profile, selinux_label: "" leaves what the spawner has.
+    """
 
     args: tuple[str, ...]
     env: tuple[bytes, ...]
@@ -198,6 +248,9 @@ class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     terminal: bool
     oom_score_adj: int
     rlimits: tuple[tuple[str, int, int], ...] = ()
+    seccomp: SeccompProgram | None = None
+    apparmor_profile: str = ""
+    selinux_label: str = ""
 
 
 class JoinNamespace(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,12 +263,24 @@ class JoinNamespace(msgspec.Struct, frozen=True, kw_only=True):
         return f"join {self.kind} {self.path}"
 
 
+class JoinUserNamespace(msgspec.Struct, frozen=True, kw_only=True):
+    """The user namespace of a pod: its pin on the host and what it maps."""
+
+    path: str
+    ids: IdMappings
+
+    def __str__(self) -> str:
+        return f"join user {self.path}, {self.ids}"
+
+
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the init child does, in order: cgroup, namespaces, steps, process.
+    """Everything the init child does, in order: cgroup, namespaces, steps, user namespace, process.
 
     pid_namespace: "new", "host" or "join"; with "join", that of the task `pid_target`.
     new_namespaces: kinds to unshare besides the mount namespace: "cgroup", "ipc", "uts".
     log_path: absolute host path of the CRI log, or "" to discard output.
+    user_namespace: joined after the steps, which need the host's rights; ids in the steps are the
+        host's, ids of the process those inside.
     """
 
     id: TaskId
@@ -228,10 +293,11 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessPlan
     stdin: bool = False
     log_path: str = ""
+    user_namespace: JoinUserNamespace | None = None
 
 
 class PinNamespace(msgspec.Struct, frozen=True, kw_only=True):
-    """A namespace to be made and held by a bind mount. kind: "net", "ipc" or "uts"."""
+    """A namespace to be made and held by a bind mount. kind: "user", "net", "ipc" or "uts"."""
 
     kind: str
     path: str
@@ -247,6 +313,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     sysctls: (name with slashes, value), written once all namespaces are new.
     shm: (path, size in bytes) of the pod's /dev/shm, or None for the host's.
     init: make a pid namespace whose first process reaps; it joins `cgroup`.
+    user_namespace: the maps of the new user namespace, which owns the other namespaces.
     """
 
     id: TaskId
@@ -256,6 +323,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     shm: tuple[str, int] | None = None
     init: bool = False
     cgroup: CgroupPlan
+    user_namespace: IdMappings | None = None
 
 
 class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,6 +332,7 @@ class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):
     id: of the exec itself; container: the task whose namespaces are joined.
     cgroup: the exec's own group below the container's, so that all it starts can be killed.
     stdin: keep a pipe open to the caller; else /dev/null.
+    user_namespace: the maps of the container's user namespace, if it has one of its own.
     """
 
     id: TaskId
@@ -271,6 +340,7 @@ class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: CgroupPlan
     process: ProcessPlan
     stdin: bool = False
+    user_namespace: IdMappings | None = None
 
 
 def render_plan(plan: ContainerPlan | SandboxPlan) -> str:
@@ -284,11 +354,21 @@ def render_plan(plan: ContainerPlan | SandboxPlan) -> str:
 
 
 def _sandbox_lines(plan: SandboxPlan) -> list[str]:
-    lines = [str(pin) for pin in plan.pins]
+    lines = [f"user namespace {plan.user_namespace}"] if plan.user_namespace else []
+    lines += [str(pin) for pin in plan.pins]
     lines += [f"hostname {plan.hostname}"] if plan.hostname else []
     lines += [f"sysctl {name} = {value}" for name, value in plan.sysctls]
     lines += [f"shm {plan.shm[0]} {plan.shm[1]} bytes"] if plan.shm else []
     lines += ["init"] if plan.init else []
+    return lines
+
+
+def _confinement_lines(process: ProcessPlan) -> list[str]:
+    lines = ["no new privileges"] if process.no_new_privs else []
+    lines += [f"apparmor {process.apparmor_profile}"] if process.apparmor_profile else []
+    lines += [f"selinux {process.selinux_label}"] if process.selinux_label else []
+    if process.seccomp is not None:
+        lines.append(f"seccomp {len(process.seccomp.instructions) // 8} instructions")
     return lines
 
 
@@ -300,8 +380,10 @@ def _container_lines(plan: ContainerPlan) -> list[str]:
         *(str(namespace) for namespace in plan.namespaces),
         *(f"namespace {kind} new" for kind in plan.new_namespaces),
         *(str(step) for step in plan.steps),
+        *([str(plan.user_namespace)] if plan.user_namespace else []),
         f"user {process.user.uid}:{process.user.gid} groups {list(process.user.groups)}",
         f"capabilities {' '.join(map(str, process.capabilities.effective))}",
+        *_confinement_lines(process),
         f"cwd {process.cwd}",
         f"exec {' '.join(process.args)}",
     ]

@@ -8,6 +8,7 @@ up before, by the daemon, and comes in as ContainerInputs; from here on it is ar
 import msgspec
 
 from pycri.errors import InvalidRequest
+from pycri.model.cdi import DeviceEdits
 from pycri.model.container import ContainerRecord, ContainerSpec
 from pycri.model.host import HostFacts
 from pycri.model.ids import ContainerId, TaskId
@@ -22,15 +23,30 @@ from pycri.model.plan import (
     Step,
 )
 from pycri.model.pod import PodRecord, PodSpec
+from pycri.model.seccomp import SeccompProgram
 from pycri.model.security import NamespaceMode, User
+from pycri.plan.cdi import owned_by
 from pycri.plan.cgroups import cgroup_path, plan_cgroup, plan_exec_cgroup
 from pycri.plan.devices import HostDevice, plan_device_rules, plan_devices
 from pycri.plan.environment import process_args, process_env, working_directory
-from pycri.plan.mounts import drop_covered, plan_binds, plan_kernel_filesystems, plan_volumes
+from pycri.plan.mounts import (
+    VolumeLayers,
+    check_mounts,
+    drop_covered,
+    plan_binds,
+    plan_kernel_filesystems,
+    plan_volumes,
+)
 from pycri.plan.names import pod_hostname
 from pycri.plan.resources import oom_score_adj, plan_limits
 from pycri.plan.sandbox import PodPaths
-from pycri.plan.security import check_privileged, plan_capabilities, plan_path_protection
+from pycri.plan.security import (
+    check_privileged,
+    plan_capabilities,
+    plan_path_protection,
+    plan_selinux_label,
+)
+from pycri.plan.user_namespaces import check_container_ids, map_plan
 
 
 class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +57,10 @@ class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_parent: the daemon's, for a pod that names none.
     host_devices: every node at or below a host_path of `spec.devices`; for a privileged
         container all in /dev besides.
+    volumes: where the images are that mounts name.
+    device_edits: what CDI devices add.
     pid_target: the task behind `spec.security.namespaces.target_id`, of the same pod.
+    seccomp, apparmor_profile: the profiles that `spec.security` asks for.
     """
 
     container_id: ContainerId
@@ -57,7 +76,11 @@ class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
     host: HostFacts
     cgroup_parent: str
     host_devices: tuple[HostDevice, ...] = ()
+    volumes: VolumeLayers = VolumeLayers()
+    device_edits: DeviceEdits = DeviceEdits()
     pid_target: TaskId | None = None
+    seccomp: SeccompProgram | None = None
+    apparmor_profile: str = ""
 
 
 def plan_container(inputs: ContainerInputs) -> ContainerPlan:
@@ -65,11 +88,14 @@ def plan_container(inputs: ContainerInputs) -> ContainerPlan:
 
     Raises: InvalidRequest naming the field; Unsupported for what this node cannot do.
     """
+    inputs = _with_device_edits(inputs)
     spec, host, security = inputs.spec, inputs.host, inputs.spec.security
+    check_mounts(spec.mounts, host)
     check_privileged(security, pod_privileged=inputs.pod.spec.privileged)
+    check_container_ids(spec, inputs.user, inputs.pod.spec, host)
     pid_namespace, pid_target = _pid_namespace(inputs)
-    own_cgroup_view = host.cgroup_version == 2 and not security.privileged
-    return ContainerPlan(
+    own_cgroup_view = host.cgroup_version == 2 and not _is_privileged_on_host(inputs)
+    plan = ContainerPlan(
         id=TaskId(inputs.container_id),
         cgroup=_plan_cgroup(inputs),
         pid_namespace=pid_namespace,
@@ -84,6 +110,11 @@ def plan_container(inputs: ContainerInputs) -> ContainerPlan:
         stdin=spec.stdin,
         log_path=container_log_path(inputs.pod.spec, spec),
     )
+    ids, paths = inputs.pod.spec.namespaces.user, inputs.pod_paths
+    if ids is None:
+        return plan
+    files = (paths.hosts, paths.hostname, paths.resolv_conf)
+    return map_plan(plan, ids, paths.pins["user"], files)
 
 
 def plan_exec(
@@ -106,6 +137,7 @@ def plan_exec(
         container=TaskId(record.id),
         cgroup=plan_exec_cgroup(record.cgroup, exec_id, host),
         process=msgspec.structs.replace(process, args=command, terminal=False),
+        user_namespace=record.spec.security.namespaces.user,
     )
 
 
@@ -121,6 +153,18 @@ def container_log_path(pod: PodSpec, spec: ContainerSpec) -> str:
     if not (pod.log_directory and spec.log_path):
         return ""
     return f"{pod.log_directory.rstrip('/')}/{spec.log_path.lstrip('/')}"
+
+
+def _with_device_edits(inputs: ContainerInputs) -> ContainerInputs:
+    """Return the inputs with the variables and groups of CDI devices; they win over the request."""
+    edits, user = inputs.device_edits, inputs.user
+    groups = tuple(dict.fromkeys((*user.groups, *edits.groups)))
+    return msgspec.structs.replace(
+        inputs,
+        spec=msgspec.structs.replace(inputs.spec, env=inputs.spec.env + edits.env),
+        user=msgspec.structs.replace(user, groups=groups),
+        device_edits=owned_by(edits, user),
+    )
 
 
 def _pid_namespace(inputs: ContainerInputs) -> tuple[str, TaskId | None]:
@@ -146,10 +190,21 @@ def _pid_namespace(inputs: ContainerInputs) -> tuple[str, TaskId | None]:
             return "new", None
 
 
+def _is_privileged_on_host(inputs: ContainerInputs) -> bool:
+    """Tell whether the host's devices and groups are the container's too.
+
+    In a user namespace it is privileged there, and no more than any other on the host.
+    """
+    return inputs.spec.security.privileged and inputs.pod.spec.namespaces.user is None
+
+
 def _plan_cgroup(inputs: ContainerInputs) -> CgroupPlan:
     spec, path = inputs.spec, container_cgroup(inputs)
     rules = plan_device_rules(
-        spec.devices, inputs.host_devices, privileged=spec.security.privileged
+        spec.devices,
+        inputs.host_devices,
+        inputs.device_edits.nodes,
+        privileged=_is_privileged_on_host(inputs),
     )
     limits = plan_limits(spec.resources, path, inputs.host)
     return plan_cgroup(path, inputs.host, limits, rules)
@@ -162,7 +217,12 @@ def _plan_steps(inputs: ContainerInputs) -> tuple[Step, ...]:
         *plan_kernel_filesystems(
             paths.shm, container_cgroup(inputs), inputs.host, privileged=privileged
         ),
-        *plan_devices(spec.devices, inputs.host_devices, privileged=privileged),
+        *plan_devices(
+            spec.devices,
+            inputs.host_devices,
+            inputs.device_edits.nodes,
+            privileged=_is_privileged_on_host(inputs),
+        ),
     )
     files = {
         "/etc/hosts": paths.hosts,
@@ -178,6 +238,8 @@ def _plan_steps(inputs: ContainerInputs) -> tuple[Step, ...]:
         *plan_binds(
             spec.mounts,
             files,
+            inputs.volumes,
+            inputs.device_edits.mounts,
             read_only_files=spec.security.readonly_rootfs,
         ),
         *plan_path_protection(spec.security),
@@ -195,4 +257,7 @@ def _plan_process(inputs: ContainerInputs) -> ProcessPlan:
         no_new_privs=spec.security.no_new_privs,
         terminal=spec.tty,
         oom_score_adj=oom_score_adj(spec.resources, host),
+        seccomp=inputs.seccomp,
+        apparmor_profile=inputs.apparmor_profile,
+        selinux_label=plan_selinux_label(inputs.pod.spec, spec.security, host),
     )

@@ -9,6 +9,7 @@ there. Sources: OCI runtime-spec config-linux.md, "Default Devices"; CRI Device.
 import msgspec
 
 from pycri.errors import InvalidRequest
+from pycri.model.cdi import DeviceNode
 from pycri.model.container import Device
 from pycri.model.plan import DeviceRule, MakeDevice, MakeSymlink, Step
 from pycri.plan.mounts import clean_path, is_beneath
@@ -63,11 +64,16 @@ class HostDevice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_devices(
-    requested: tuple[Device, ...], host_devices: tuple[HostDevice, ...], *, privileged: bool
+    requested: tuple[Device, ...],
+    host_devices: tuple[HostDevice, ...],
+    edits: tuple[DeviceNode, ...] = (),
+    *,
+    privileged: bool,
 ) -> tuple[Step, ...]:
     """Return the nodes and links of /dev. Privileged: all of the host's besides.
 
     A requested device wins over others at its path; its host_path may be a folder of devices.
+    edits: nodes of CDI devices, which win over all.
     Raises: InvalidRequest if nothing in `host_devices` answers to a host_path.
     """
     nodes = {device.path: device for device in _DEFAULT_DEVICES}
@@ -77,12 +83,17 @@ def plan_devices(
     for index, device in enumerate(requested):
         for found, path in _matches(index, device, host_devices):
             nodes[path] = _copy(found, path)
+    nodes |= {edit.path: _edited(edit) for edit in edits}
     links = [link for link in _SYMLINKS if link.path not in nodes]
     return (*nodes.values(), *links)
 
 
 def plan_device_rules(
-    requested: tuple[Device, ...], host_devices: tuple[HostDevice, ...], *, privileged: bool
+    requested: tuple[Device, ...],
+    host_devices: tuple[HostDevice, ...],
+    edits: tuple[DeviceNode, ...] = (),
+    *,
+    privileged: bool,
 ) -> tuple[DeviceRule, ...]:
     """Return the device cgroup's allow list; privileged containers may use every device."""
     if privileged:
@@ -98,6 +109,10 @@ def plan_device_rules(
                     access=device.permissions,
                 )
             )
+    rules += [
+        DeviceRule(kind=edit.kind, major=edit.major, minor=edit.minor, access=edit.access)
+        for edit in edits
+    ]
     return tuple(dict.fromkeys(rules))
 
 
@@ -127,6 +142,18 @@ def _copy(device: HostDevice, path: str) -> MakeDevice:
         mode=device.mode,
         uid=device.uid,
         gid=device.gid,
+    )
+
+
+def _edited(edit: DeviceNode) -> MakeDevice:
+    return MakeDevice(
+        path=edit.path,
+        kind=edit.kind,
+        major=edit.major,
+        minor=edit.minor,
+        mode=edit.mode,
+        uid=edit.uid or 0,
+        gid=edit.gid or 0,
     )
 
 

@@ -5,31 +5,39 @@
     2  the kernel's file systems: /proc, /dev, /sys and below  (plan_kernel_filesystems)
     3  nodes and links in /dev                                 (devices.py)
     4  volumes of the image                                    (plan_volumes)
-    5  binds, shallow before deep: the pod's files in /etc,    (plan_binds)
-       the request's mounts
+    5  binds and images, shallow before deep: the pod's files  (plan_binds)
+       in /etc, the request's mounts, those of its devices
     6  masked and read-only paths, the root read-only          (security.py)
 
-The request wins: what it mounts at a path takes the place of the default there. Sources: OCI
-runtime-spec config-linux.md "Default Filesystems"; CRI Mount; containerd for the options.
+The request wins: what it mounts at a path takes the place of the default there. Of two requests
+for one path the later one is seen: it is mounted above the other, as containerd and runc do it.
+Sources: OCI runtime-spec config-linux.md "Default Filesystems"; CRI Mount; containerd for the
+options.
 """
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from pycri.errors import InvalidRequest
+import msgspec
+
+from pycri.errors import InvalidRequest, RecursiveReadOnlyUnsupported
 from pycri.model.container import Mount, Propagation
 from pycri.model.host import HostFacts
 from pycri.model.plan import (
+    PROC_TARGETS,
     BindMount,
     MakeDirectory,
     MakeSymlink,
     MountFilesystem,
+    MountImage,
     ReadOnlyPath,
     Step,
     WritablePath,
 )
 from pycri.plan.cgroups import plan_cgroup
 
+_RECURSIVE_READ_ONLY = (5, 12)
+"""mount_setattr(2) with AT_RECURSIVE."""
 _SAFE = ("nosuid", "nodev", "noexec")
 _CGROUP_ROOT = "/sys/fs/cgroup"
 _SHM = "/dev/shm"  # noqa: S108 - the pod's, not a temporary file of ours
@@ -83,23 +91,63 @@ def plan_kernel_filesystems(
     )
 
 
+class VolumeLayers(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the images of mounts are. empty: as in MountImage.
+
+    layers: by the index of the mount, host folders, topmost first.
+    """
+
+    layers: Mapping[int, tuple[str, ...]] = {}
+    empty: str = ""
+
+
 def plan_binds(
-    mounts: tuple[Mount, ...], files: dict[str, str], *, read_only_files: bool
-) -> tuple[BindMount, ...]:
-    """Return all binds in the order to be made: shallow targets first.
+    mounts: tuple[Mount, ...],
+    files: dict[str, str],
+    volumes: VolumeLayers,
+    edits: tuple[BindMount | MountFilesystem, ...] = (),
+    *,
+    read_only_files: bool,
+) -> tuple[Step, ...]:
+    """Return all binds and images in the order to be made: shallow targets first.
 
     files: container path to host path of the pod's own files in /etc.
+    edits: mounts of CDI devices; they take the place of others at their targets.
     read_only_files: the pod's files cannot be written, as with a read-only root.
     """
-    requested = [_bind(index, mount) for index, mount in enumerate(mounts)]
-    taken = {bind.target for bind in requested}
+    edited = {step.target for step in edits}
+    requested = [
+        _image(index, mount, volumes) if mount.image else _bind(index, mount)
+        for index, mount in enumerate(mounts)
+    ]
+    requested = [step for step in requested if step.target not in edited]
+    taken = {step.target for step in requested} | edited
     attributes = ("ro",) if read_only_files else ()
     binds = [
         BindMount(source=source, target=target, attributes=attributes)
         for target, source in files.items()
         if target not in taken
     ]
-    return tuple(sorted(binds + requested, key=lambda bind: bind.target.count("/")))
+    steps: list[BindMount | MountImage | MountFilesystem] = [*binds, *requested, *edits]
+    return tuple(sorted(steps, key=lambda step: step.target.count("/")))
+
+
+def check_mounts(mounts: tuple[Mount, ...], host: HostFacts) -> None:
+    """Check what the fields of a mount do not tell by themselves.
+
+    Raises: InvalidRequest for a target inside /proc, RecursiveReadOnlyUnsupported.
+    """
+    for index, mount in enumerate(mounts):
+        field = f"config.mounts[{index}]"
+        target = clean_path(mount.container_path)
+        if target != "/proc" and is_beneath(target, "/proc") and target not in PROC_TARGETS:
+            reason = f"{target} is inside /proc, where nothing may be mounted"
+            raise InvalidRequest(f"{field}.container_path", reason)
+        if mount.recursive_read_only and host.kernel < _RECURSIVE_READ_ONLY:
+            raise RecursiveReadOnlyUnsupported(
+                f"{field}.recursive_read_only: needs Linux {_RECURSIVE_READ_ONLY[0]}"
+                f".{_RECURSIVE_READ_ONLY[1]}, this is {host.kernel[0]}.{host.kernel[1]}"
+            )
 
 
 def plan_volumes(
@@ -129,32 +177,54 @@ def drop_covered(steps: Iterable[Step], mounts: tuple[Mount, ...]) -> tuple[Step
 
 def _target(step: Step) -> str:
     match step:
-        case BindMount() | MountFilesystem():
+        case BindMount() | MountImage() | MountFilesystem():
             return step.target
         case _:
             return getattr(step, "path", "/")
 
 
-def _bind(index: int, mount: Mount) -> BindMount:
-    field = f"config.mounts[{index}]"
-    target = clean_path(mount.container_path)
-    if target == "/":
-        raise InvalidRequest(f"{field}.container_path", "must not be the root")
-    attributes: tuple[str, ...] = ("ro",) if mount.readonly else ()
-    if mount.recursive_read_only:
-        if not mount.readonly:
-            raise InvalidRequest(f"{field}.recursive_read_only", "needs readonly")
-        if mount.propagation is not Propagation.PRIVATE:
-            raise InvalidRequest(f"{field}.recursive_read_only", "needs private propagation")
-        attributes = ("rro",)
+def _bind(index: int, mount: Mount) -> BindMount | MountImage:
     return BindMount(
         source=mount.host_path,
-        target=target,
-        attributes=attributes,
+        target=_mount_target(index, mount),
+        attributes=_attributes(index, mount),
         propagation=_PROPAGATION[mount.propagation],
         # The CRI calls a missing source an error; containerd and CRI-O make it: so do we.
         create_source=True,
+        ids=mount.ids,
+        ids_field=f"config.mounts[{index}].uidMappings" if mount.ids else "",
     )
+
+
+def _image(index: int, mount: Mount, volumes: VolumeLayers) -> BindMount | MountImage:
+    return MountImage(
+        layers=volumes.layers[index],
+        target=_mount_target(index, mount),
+        empty=volumes.empty,
+        sub_path=mount.image_sub_path.strip("/"),
+        attributes=_attributes(index, mount),
+    )
+
+
+def _mount_target(index: int, mount: Mount) -> str:
+    target = clean_path(mount.container_path)
+    if target == "/":
+        raise InvalidRequest(f"config.mounts[{index}].container_path", "must not be the root")
+    return target
+
+
+def _attributes(index: int, mount: Mount) -> tuple[str, ...]:
+    """Return read-only and the options; of an option and its opposite the later one."""
+    field = f"config.mounts[{index}].recursive_read_only"
+    attributes = {"ro": "ro"} if mount.readonly else {}
+    if mount.recursive_read_only:
+        if not mount.readonly:
+            raise InvalidRequest(field, "needs readonly")
+        if mount.propagation is not Propagation.PRIVATE:
+            raise InvalidRequest(field, "needs private propagation")
+        attributes = {"ro": "rro"}
+    attributes |= {option.removeprefix("no"): option for option in mount.options}
+    return tuple(attributes.values())
 
 
 def _cgroup_steps(cgroup: str, host: HostFacts, read_only: tuple[str, ...]) -> list[Step]:

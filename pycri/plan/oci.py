@@ -30,6 +30,7 @@ from pycri.model.plan import (
     MakeSymlink,
     MaskPath,
     MountFilesystem,
+    MountImage,
     MountOverlay,
     ProcessPlan,
     ReadOnlyPath,
@@ -174,6 +175,8 @@ def _mount(step: Step) -> list[_Object]:
             return [_entry(step.target, "bind", step.source, options)]
         case WritablePath():
             return [_entry(step.path, "tmpfs", "tmpfs", ("tmpcopyup",))]
+        case MountImage():
+            raise Unsupported(f"{step}: an OCI runtime mounts no images")
         case MakeSymlink() if step.path not in _OWN_LINKS:
             raise Unsupported(f"{step}: an OCI runtime makes no such link")
         case MakeSymlink() | MountOverlay() | MakeDevice() | MakeDirectory():

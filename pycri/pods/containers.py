@@ -23,6 +23,7 @@ from pycri.pods.endings import Endings
 from pycri.pods.foundation import Foundation
 from pycri.pods.planning import Planner
 from pycri.pods.rollback import Rollback
+from pycri.pods.sources import check_propagation, needs_check
 from pycri.pods.timeline import Timeline
 from pycri.wire.messages import TaskStarted
 
@@ -147,9 +148,11 @@ class Containers:
         container_id = ContainerId(secrets.token_hex(32))
         with timeline.stage("plan"):
             image = self._planner.find_image(spec)
-            inputs = self._planner.inputs(container_id, pod, spec, image)
+            additions = self._planner.find_additions(spec)
+            inputs = self._planner.inputs(container_id, pod, spec, image, additions)
             # The plan is made again at the start; made here too, a bad request fails early.
-            plan_container(inputs)
+            process = plan_container(inputs).process
+            await _check_sources(spec)
         record = ContainerRecord(
             id=container_id,
             pod_id=pod.id,
@@ -157,7 +160,10 @@ class Containers:
             image_id=image.id,
             image_layers=image.layers,
             image_config=image.config,
-            user=inputs.user,
+            volume_images=additions.volume_images,
+            device_edits=additions.device_edits,
+            seccomp_text=additions.seccomp_text,
+            user=process.user,
             stop_signal=stop_signal(spec, image.config),
             cgroup=container_cgroup(inputs),
             log_path=container_log_path(pod.spec, spec),
@@ -169,7 +175,7 @@ class Containers:
                 await self._catalogue.add_container(record)
             rollback.push("folders", lambda: self._remove_folders(container_id))
             with timeline.stage("folders"):
-                self._layout.make_container(container_id)
+                self._layout.make_container(container_id, pod.spec.namespaces.user)
                 stages = timeline.stages()
                 await self._catalogue.change_container(
                     container_id, lambda old: with_facts(old, timeline=stages)
@@ -182,6 +188,7 @@ class Containers:
     async def _spawn(self, record: ContainerRecord, timeline: Timeline) -> TaskStarted:
         with timeline.stage("plan"):
             plan = self._planner.plan(record)
+            await _check_sources(record.spec)
         asked_ns = time.monotonic_ns()
         started = await self._spawner.start_container(plan)
         timeline.add_marks(asked_ns, started.marks)
@@ -216,6 +223,12 @@ class Containers:
                 message=str(error),
             ),
         )
+
+
+async def _check_sources(spec: ContainerSpec) -> None:
+    # In a thread, since a look at a dead network volume blocks; others pay nothing for it.
+    if needs_check(spec):
+        await asyncio.to_thread(check_propagation, spec)
 
 
 def _same_container(existing: ContainerRecord, spec: ContainerSpec) -> ContainerId:

@@ -26,6 +26,14 @@ def read_devices(spec: ContainerSpec) -> tuple[HostDevice, ...]:
     return tuple(found.values())
 
 
+def read_device(path: str) -> HostDevice | None:
+    """Return the node a path leads to; None if there is none."""
+    try:
+        return next(_node(path, os.stat(path)), None)
+    except OSError:
+        return None
+
+
 def _nodes(path: str) -> Iterator[HostDevice]:
     """Walk a path, links at its top followed, those below not."""
     if not os.path.isdir(path):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folders of a pod and of a container on the host (design: folders on a node).
 
-RUN/ns/POD/{net,ipc,uts,shm}          pins
+RUN/ns/POD/{user,net,ipc,uts,shm}     pins
 STATE/pods/POD/{hostname,hosts,resolv.conf}
 STATE/containers/ID/{upper,work}
+STATE/empty/                          the lowest layer of an image volume that has one layer only
 """
 
 import os
@@ -15,6 +16,7 @@ from pycri.kernel.syscalls import MNT_DETACH, umount2
 from pycri.model.host import HostFacts
 from pycri.model.ids import ContainerId, PodId
 from pycri.model.pod import PodRecord, PodSpec
+from pycri.model.security import IdMappings
 from pycri.plan.names import pod_hostname, render_hostname, render_hosts, render_resolv_conf
 from pycri.plan.sandbox import PodPaths, pod_pins
 
@@ -34,6 +36,11 @@ class Layout:
     def container(self, container_id: ContainerId) -> str:
         """Return the folder of a container."""
         return f"{self._settings.containers_dir}/{container_id}"
+
+    @property
+    def empty(self) -> str:
+        """An empty folder, made when it is first needed."""
+        return f"{self._settings.state_dir}/empty"
 
     def pod_paths(self, pod_id: PodId, spec: PodSpec) -> PodPaths:
         """Return the host paths of a pod."""
@@ -85,12 +92,15 @@ class Layout:
         """Remove a pod's files."""
         shutil.rmtree(self._files(pod_id), ignore_errors=True)
 
-    def make_container(self, container_id: ContainerId) -> None:
-        """Make a container's folders."""
+    def make_container(self, container_id: ContainerId, ids: IdMappings | None = None) -> None:
+        """Make a container's folders. ids: of its user namespace, whose root gets the upper one."""
         folder = self.container(container_id)
         os.makedirs(folder, mode=0o711)
         for name in ("upper", "work"):
             os.mkdir(f"{folder}/{name}")
+        uid, gid = (ids.host_uid(0), ids.host_gid(0)) if ids else (None, None)
+        if uid is not None and gid is not None:
+            os.chown(f"{folder}/upper", uid, gid)
 
     def remove_container(self, container_id: ContainerId) -> None:
         """Remove a container's folders; absent is fine."""

@@ -5,18 +5,30 @@ import msgspec
 
 from pycri.errors import InvalidRequest, NotFound
 from pycri.images.store import ImageStore
-from pycri.model.container import ContainerRecord, ContainerSpec
+from pycri.model.cdi import DeviceEdits
+from pycri.model.container import ContainerRecord, ContainerSpec, VolumeImage
 from pycri.model.ids import ContainerId, TaskId
 from pycri.model.image import Image
 from pycri.model.plan import ContainerPlan, ProcessPlan
 from pycri.model.pod import PodRecord
 from pycri.model.security import NamespaceMode
 from pycri.plan.container import ContainerInputs, plan_container
+from pycri.pods.cdi import CdiDevices
 from pycri.pods.devices import read_devices
 from pycri.pods.foundation import Foundation
 from pycri.pods.identity import Identities
+from pycri.pods.profiles import Profiles, read_seccomp_text
+from pycri.pods.volumes import ImageVolumes
 
 _TARGET_FIELD = "config.linux.security_context.namespace_options.target_id"
+
+
+class Additions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container has besides its image: found at the creation, kept in its record."""
+
+    volume_images: tuple[VolumeImage, ...] = ()
+    device_edits: DeviceEdits = DeviceEdits()
+    seccomp_text: bytes = b""
 
 
 class Planner:
@@ -29,6 +41,9 @@ class Planner:
         self._layout = foundation.layout
         self._images = images
         self._identities = Identities()
+        self._volumes = ImageVolumes(images, foundation.layout.empty, foundation.host)
+        self._profiles = Profiles(foundation.host)
+        self._cdi = CdiDevices(foundation.settings.cdi_dirs)
         # Probes come every second and a container's process never changes.
         self._processes: dict[ContainerId, ProcessPlan] = {}
 
@@ -39,8 +54,24 @@ class Planner:
             raise NotFound("image", spec.image.image)
         return image
 
+    def find_additions(self, spec: ContainerSpec) -> Additions:
+        """Return the images of volumes and what CDI devices add. May block on the disk.
+
+        Raises: ImageVolumeMountFailed, InvalidRequest, Unsupported.
+        """
+        return Additions(
+            volume_images=self._volumes.find(spec),
+            device_edits=self._cdi.find_edits(spec.cdi_devices),
+            seccomp_text=read_seccomp_text(spec.security),
+        )
+
     def inputs(
-        self, container_id: ContainerId, pod: PodRecord, spec: ContainerSpec, image: Image
+        self,
+        container_id: ContainerId,
+        pod: PodRecord,
+        spec: ContainerSpec,
+        image: Image,
+        additions: Additions,
     ) -> ContainerInputs:
         """Look up everything a plan needs. May block on the disk."""
         layers = self._images.layer_paths(image)
@@ -60,6 +91,10 @@ class Planner:
             host=self._host,
             cgroup_parent=self._cgroup_parent,
             host_devices=read_devices(spec),
+            volumes=self._volumes.layers(additions.volume_images),
+            device_edits=additions.device_edits,
+            seccomp=self._profiles.seccomp(spec.security, additions.seccomp_text),
+            apparmor_profile=self._profiles.apparmor(spec.security),
             pid_target=self._pid_target(pod, spec),
         )
 
@@ -73,9 +108,14 @@ class Planner:
             size_bytes=0,
             architecture=self._host.architecture,
         )
+        additions = Additions(
+            volume_images=record.volume_images,
+            device_edits=record.device_edits,
+            seccomp_text=record.seccomp_text,
+        )
         pod = self._catalogue.pod(record.pod_id)
         spec = msgspec.structs.replace(record.spec, resources=record.resources)
-        return plan_container(self.inputs(record.id, pod, spec, image))
+        return plan_container(self.inputs(record.id, pod, spec, image, additions))
 
     def process(self, record: ContainerRecord) -> ProcessPlan:
         """Return a container's process as planned: what an exec in it starts from."""

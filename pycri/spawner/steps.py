@@ -9,14 +9,13 @@ them beneath the root, from within the container's own, otherwise empty mount na
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from pycri.kernel import mounts
 from pycri.kernel.paths import (
     is_directory,
     make_directory_beneath,
-    make_file_beneath,
     open_beneath,
 )
 from pycri.model.plan import (
@@ -26,31 +25,37 @@ from pycri.model.plan import (
     MakeSymlink,
     MaskPath,
     MountFilesystem,
+    MountImage,
     MountOverlay,
     ReadOnlyPath,
     ReadOnlyRoot,
     Step,
     WritablePath,
 )
+from pycri.spawner.images import attach_image, open_image
+from pycri.spawner.mapped import MappedSources, act_as_root
 from pycri.spawner.report import Report
+from pycri.spawner.targets import open_filesystem_target, open_target
 
 
-def open_sources(steps: Iterable[Step], report: Report, *, append: bool) -> list[int]:
-    """Make the overlay and clone each bind source, in the order of the steps.
+def open_sources(
+    steps: Sequence[Step], report: Report, mapped: MappedSources, *, append: bool
+) -> list[int]:
+    """Make the overlays and clone each bind source.
 
     append: the kernel knows overlay's "lowerdir+". Returns detached mounts, one for every
-    MountOverlay and BindMount; they die with the caller.
+    MountOverlay, MountImage and BindMount, in the order of the steps; they die with the caller.
+    Of an overlay to be shown mapped, the layers only are opened: `mapped` makes it later.
     """
-    trees = []
-    for step in steps:
-        match step:
-            case BindMount():
+    opened: dict[int, int] = {}
+    # Binds first: without "lowerdir+" an overlay takes us to a mount namespace where nothing is
+    # shared with the host's any more.
+    for kinds in (BindMount, (MountOverlay, MountImage)):
+        for index, step in enumerate(steps):
+            if isinstance(step, kinds):
                 report.doing(step)
-                trees.append(_open_source(step))
-            case MountOverlay():
-                report.doing(step)
-                trees.append(_open_overlay(step, append=append))
-    return trees
+                opened[index] = _open_tree(step, mapped, append=append)
+    return [opened[index] for index in sorted(opened)]
 
 
 def apply_steps(steps: Iterable[Step], trees: list[int], root_path: str, report: Report) -> int:
@@ -66,13 +71,38 @@ def apply_steps(steps: Iterable[Step], trees: list[int], root_path: str, report:
             case MountOverlay():
                 mounts.attach_at(next(sources), root_path)
                 root_fd = os.open(root_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                if step.ids is not None:
+                    act_as_root(step.ids)
             case BindMount():
                 _attach_source(root_fd, next(sources), step)
+            case MountImage():
+                attach_image(root_fd, next(sources), step)
             case MountFilesystem():
                 _mount_filesystem(root_fd, step)
             case _:
                 _apply_entry(root_fd, step)
     return root_fd
+
+
+def sources_of(steps: Iterable[Step]) -> list[Step]:
+    """Return the steps that `open_sources` opens something for, in the same order."""
+    return [s for s in steps if isinstance(s, MountOverlay | MountImage | BindMount)]
+
+
+def _open_tree(step: Step, mapped: MappedSources, *, append: bool) -> int:
+    match step:
+        case BindMount():
+            tree = _open_source(step)
+            mapped.map_bind(tree, step)
+            return tree
+        case MountOverlay() | MountImage() if step.ids is not None:
+            return mapped.open_layers(step)
+        case MountImage():
+            return open_image(step, append=append)
+        case MountOverlay():
+            return _open_overlay(step, append=append)
+        case _:
+            raise TypeError(f"{step} has no source")
 
 
 def _open_source(step: BindMount) -> int:
@@ -94,13 +124,12 @@ def _open_overlay(step: MountOverlay, *, append: bool) -> int:
 
 
 def _attach_source(root_fd: int, tree: int, step: BindMount) -> None:
-    make = make_directory_beneath if is_directory(tree) else make_file_beneath
-    _attach(root_fd, tree, make(root_fd, step.target))
+    _attach(root_fd, tree, open_target(root_fd, step.target, tree))
 
 
 def _mount_filesystem(root_fd: int, step: MountFilesystem) -> None:
     tree = mounts.new_filesystem(step.filesystem, step.options, step.attributes)
-    _attach(root_fd, tree, make_directory_beneath(root_fd, step.target))
+    _attach(root_fd, tree, open_filesystem_target(root_fd, step))
 
 
 def _attach(root_fd: int, tree: int, target: int) -> None:
@@ -136,13 +165,25 @@ def _make_device(root_fd: int, step: MakeDevice) -> None:
     parent, _, name = step.path.rpartition("/")
     parent_fd = make_directory_beneath(root_fd, parent)
     try:
-        os.mknod(name, kind | step.mode, os.makedev(step.major, step.minor), dir_fd=parent_fd)
+        _make_node(parent_fd, name, kind, step)
         # mknod(2) honours the umask; the plan's mode and owner are exact.
         os.chmod(name, step.mode, dir_fd=parent_fd)
         if step.uid or step.gid:
             os.chown(name, step.uid, step.gid, dir_fd=parent_fd, follow_symlinks=False)
     finally:
         os.close(parent_fd)
+
+
+def _make_node(parent_fd: int, name: str, kind: int, step: MakeDevice) -> None:
+    device = os.makedev(step.major, step.minor)
+    try:
+        os.mknod(name, kind | step.mode, device, dir_fd=parent_fd)
+    except FileExistsError:
+        # Outside /dev, which is new, the image may have the node already.
+        found = os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
+        if stat.S_IFMT(found.st_mode) != kind or found.st_rdev != device:
+            reason = "something else is in the device's place"
+            raise OSError(errno.EEXIST, reason, step.path) from None
 
 
 def _make_symlink(root_fd: int, step: MakeSymlink) -> None:

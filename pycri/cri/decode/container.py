@@ -5,16 +5,17 @@ import re
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.decode import fields, resources, security
+from pycri.cri.decode.devices import decode_cdi_devices, decode_device
 from pycri.cri.decode.image import decode_image_spec
+from pycri.cri.decode.mounts import decode_mount
 from pycri.cri.signals import decode_signal
-from pycri.errors import InvalidRequest, Unsupported
-from pycri.model.container import ContainerMetadata, ContainerSpec, Device, Mount, Propagation
+from pycri.errors import InvalidRequest
+from pycri.model.container import ContainerMetadata, ContainerSpec
 from pycri.model.resources import Resources
 from pycri.model.security import ContainerSecurity
 from pycri.plan.security import DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS
 
 _ENV_NAME = re.compile(r"[^=\x00]+")
-_PERMISSIONS = re.compile(r"[rwm]{1,3}")
 
 
 def decode_container_spec(message: pb.CreateContainerRequest) -> ContainerSpec:
@@ -22,8 +23,6 @@ def decode_container_spec(message: pb.CreateContainerRequest) -> ContainerSpec:
     if not message.HasField("config"):
         raise InvalidRequest("config", "is missing")
     config = message.config
-    if config.CDI_devices:
-        raise Unsupported("config.CDI_devices: CDI devices are not supported yet")
     limits, context = _decode_linux(config.linux, "config.linux")
     return ContainerSpec(
         metadata=_decode_metadata(config),
@@ -33,12 +32,12 @@ def decode_container_spec(message: pb.CreateContainerRequest) -> ContainerSpec:
         working_dir=fields.absolute_or_empty(config.working_dir, "config.working_dir"),
         env=tuple(_decode_env(entry, f"config.envs[{i}]") for i, entry in enumerate(config.envs)),
         mounts=tuple(
-            _decode_mount(mount, f"config.mounts[{i}]") for i, mount in enumerate(config.mounts)
+            decode_mount(mount, f"config.mounts[{i}]") for i, mount in enumerate(config.mounts)
         ),
         devices=tuple(
-            _decode_device(device, f"config.devices[{i}]")
-            for i, device in enumerate(config.devices)
+            decode_device(device, f"config.devices[{i}]") for i, device in enumerate(config.devices)
         ),
+        cdi_devices=decode_cdi_devices(config.CDI_devices, config.annotations),
         labels=dict(config.labels),
         annotations=dict(config.annotations),
         log_path=_decode_log_path(config.log_path, "config.log_path"),
@@ -79,52 +78,6 @@ def _decode_env(message: pb.KeyValue, path: str) -> tuple[str, bytes]:
     if b"\0" in message.value:
         raise InvalidRequest(f"{path}.value", "holds a NUL character")
     return message.key, message.value
-
-
-def _decode_mount(message: pb.Mount, path: str) -> Mount:
-    _refuse_later_mounts(message, path)
-    target = fields.absolute(message.container_path, f"{path}.container_path")
-    if not target.strip("/"):
-        raise InvalidRequest(f"{path}.container_path", "is the root itself")
-    propagation = fields.choice(message.propagation, f"{path}.propagation", Propagation)
-    if message.recursive_read_only:
-        where = f"{path}.recursive_read_only"
-        if not message.readonly:
-            raise InvalidRequest(where, "needs readonly")
-        if propagation is not Propagation.PRIVATE:
-            raise InvalidRequest(where, "needs propagation PRIVATE")
-    return Mount(
-        container_path=target,
-        host_path=fields.absolute(message.host_path, f"{path}.host_path"),
-        readonly=message.readonly,
-        recursive_read_only=message.recursive_read_only,
-        propagation=propagation,
-        selinux_relabel=message.selinux_relabel,
-    )
-
-
-def _refuse_later_mounts(message: pb.Mount, path: str) -> None:
-    """Refuse kinds of mounts that would otherwise show the wrong files, owners or flags."""
-    asked = {
-        "image": message.image.image,
-        "image_sub_path": message.image_sub_path,
-        "uidMappings": message.uidMappings,
-        "gidMappings": message.gidMappings,
-        "mount_options": message.mount_options,
-    }
-    for name, value in asked.items():
-        if value:
-            raise Unsupported(f"{path}.{name}: not supported yet")
-
-
-def _decode_device(message: pb.Device, path: str) -> Device:
-    if not _PERMISSIONS.fullmatch(message.permissions):
-        raise InvalidRequest(f"{path}.permissions", f"{message.permissions!r} is not among r, w, m")
-    return Device(
-        container_path=fields.absolute(message.container_path, f"{path}.container_path"),
-        host_path=fields.absolute(message.host_path, f"{path}.host_path"),
-        permissions=message.permissions,
-    )
 
 
 def _decode_log_path(text: str, path: str) -> str:

@@ -220,12 +220,8 @@ INVALID: list[tuple[Change, str]] = [
 
 LOCALHOST = pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="mine")
 UNSUPPORTED: list[tuple[Change, str]] = [
-    (merge(CDI_devices=[pb.CDIDevice(name="v/c=x")]), "config.CDI_devices"),
-    (mount(image=pb.ImageSpec(image="x")), "config.mounts[2].image"),
-    (mount(image_sub_path="x"), "config.mounts[2].image_sub_path"),
     (mount(uidMappings=[pb.IDMapping(length=1)]), "config.mounts[2].uidMappings"),
     (mount(gidMappings=[pb.IDMapping(length=1)]), "config.mounts[2].gidMappings"),
-    (mount(mount_options=["noexec"]), "config.mounts[2].mount_options"),
     (security(seccomp=LOCALHOST), f"{CONTEXT}.seccomp.localhost_ref"),
     (security(apparmor=LOCALHOST), f"{CONTEXT}.apparmor.localhost_ref"),
     (security(apparmor_profile="localhost/mine"), f"{CONTEXT}.apparmor_profile"),

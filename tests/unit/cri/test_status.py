@@ -53,6 +53,18 @@ def test_a_registry_that_is_down_is_called_by_the_cris_name() -> None:
     assert status.message_of(error).startswith("RegistryUnavailable: example.test")
 
 
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (errors.ImageVolumeMountFailed("config.mounts[0].image: x"), "ImageVolumeMountFailed: "),
+        (errors.RecursiveReadOnlyUnsupported("config.mounts[0]: x"), "RROUnsupported: "),
+    ],
+)
+def test_mounts_that_fail_are_called_by_the_cris_names(error: Exception, name: str) -> None:
+    assert status.code_of(error) is grpc.StatusCode.UNKNOWN
+    assert status.message_of(error).startswith(f"{name}config.mounts[0]")
+
+
 def test_notes_follow_the_message_and_foreign_errors_name_their_class() -> None:
     error = errors.NotFound("image", "x")
     error.add_note("while creating container c")

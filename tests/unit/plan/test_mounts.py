@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from pycri.errors import InvalidRequest
-from pycri.model.container import Mount, Propagation
+from pycri.errors import InvalidRequest, RecursiveReadOnlyUnsupported
+from pycri.model.container import ImageSpec, Mount, Propagation
 from pycri.model.image import ImageConfig
 from pycri.model.plan import (
     BindMount,
     ContainerPlan,
     MakeDirectory,
     MountFilesystem,
+    MountImage,
     ReadOnlyRoot,
     WritablePath,
 )
 from pycri.model.security import ContainerSecurity
 from pycri.plan.container import plan_container
-from pycri.plan.mounts import clean_path, is_beneath
+from pycri.plan.mounts import VolumeLayers, clean_path, is_beneath
 from tests.unit.plan.samples import container_inputs, container_spec, host_v1, host_v2
 
 
@@ -110,6 +111,69 @@ def test_a_mount_over_the_root_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         plan_with(mount("/a/.."))
     assert caught.value.field == "config.mounts[0].container_path"
+
+
+def test_the_later_of_two_mounts_at_one_path_is_seen() -> None:
+    steps = [s for s in plan_with(mount("/x", "/1"), mount("//x/", "/2")).steps if "/x" in str(s)]
+    assert [str(step) for step in steps] == ["bind /1 -> /x (private)", "bind /2 -> /x (private)"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/1", "/proc/self/attr", "/a/../proc/sys", "/proc/meminfo/x"]
+)
+def test_a_mount_inside_proc_is_refused(path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan_with(mount("/ok"), mount(path))
+    assert caught.value.field == "config.mounts[1].container_path"
+
+
+@pytest.mark.parametrize("path", ["/proc", "/proc/meminfo", "/proc/net/dev", "/processes"])
+def test_proc_itself_and_files_that_lxcfs_replaces_may_be_mounted(path: str) -> None:
+    assert path in binds(plan_with(mount(path)))
+
+
+@pytest.mark.parametrize(
+    ("options", "attributes"),
+    [
+        (("noexec", "nodev", "nosuid"), ("noexec", "nodev", "nosuid")),
+        (("noexec", "exec"), ("exec",)),
+        (("suid", "nosuid"), ("nosuid",)),
+    ],
+)
+def test_of_an_option_and_its_opposite_the_later_one_counts(
+    options: tuple[str, ...], attributes: tuple[str, ...]
+) -> None:
+    plan = plan_with(mount("/a", options=options), mount("/b", options=options, readonly=True))
+    assert binds(plan)["/a"].attributes == attributes
+    assert binds(plan)["/b"].attributes == ("ro", *attributes)
+
+
+def test_an_image_is_mounted_read_only_in_its_turn() -> None:
+    image = Mount(
+        container_path="/a/b",
+        host_path="",
+        image=ImageSpec(image="x"),
+        image_sub_path="/etc/",
+        readonly=True,
+        options=("noexec",),
+    )
+    spec = container_spec(mounts=(mount("/a/b/c"), image, mount("/a")))
+    volumes = VolumeLayers(layers={1: ("/layers/2", "/layers/1")}, empty="/empty")
+    steps = plan_container(container_inputs(spec=spec, volumes=volumes)).steps
+    assert [str(step) for step in steps if "-> /a" in str(step)] == [
+        "bind /srv/x -> /a (private)",
+        "image /etc of 2 layers -> /a/b (ro,noexec)",
+        "bind /srv/x -> /a/b/c (private)",
+    ]
+    step = next(step for step in steps if isinstance(step, MountImage))
+    assert (step.layers, step.empty) == (("/layers/2", "/layers/1"), "/empty")
+
+
+def test_recursive_read_only_needs_a_kernel_that_has_it() -> None:
+    asked = mount("/x", readonly=True, recursive_read_only=True)
+    inputs = container_inputs(spec=container_spec(mounts=(asked,)), host=host_v2(kernel=(5, 11)))
+    with pytest.raises(RecursiveReadOnlyUnsupported, match=r"config.mounts\[0\].*this is 5.11"):
+        plan_container(inputs)
 
 
 def test_volumes_of_the_image_are_folders_of_the_writable_layer_unless_mounted() -> None:
