@@ -40,6 +40,12 @@ def start_time(pid: int) -> int:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
+def pid_of(pidfd: int) -> int:
+    """Return the pid behind a pidfd, in the pid namespace of /proc; -1 once it is reaped."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+
+
 def read_boot_id() -> str:
     """Return the id the kernel chose for this boot (random(4))."""
     with open("/proc/sys/kernel/random/boot_id") as file:

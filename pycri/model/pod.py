@@ -77,6 +77,7 @@ class PodSpec(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_parent: str = ""
     sysctls: dict[str, str] = {}
     namespaces: NamespaceModes = NamespaceModes()
+    selinux_label: str = ""
     privileged: bool = False
     overhead: Resources | None = None
     resources: Resources | None = None

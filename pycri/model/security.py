@@ -133,6 +133,9 @@ class ProfileType(enum.Enum):
 
 
 class SecurityProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """localhost_ref, with LOCALHOST only: seccomp's is the absolute path of a file of the node,
+    AppArmor's the name of a loaded profile."""
+
     type: ProfileType
     localhost_ref: str = ""
 
@@ -141,6 +144,7 @@ class ContainerSecurity(msgspec.Struct, frozen=True, kw_only=True):
     """The security context of a container, as asked.
 
     masked_paths, readonly_paths: absolute paths; empty means none (an unmasked /proc).
+    seccomp, apparmor: None is unconfined. selinux_label: "user:role:type:level" or "".
     """
 
     namespaces: NamespaceModes = NamespaceModes()
@@ -159,3 +163,4 @@ class ContainerSecurity(msgspec.Struct, frozen=True, kw_only=True):
     readonly_paths: tuple[str, ...] = ()
     seccomp: SecurityProfile | None = None
     apparmor: SecurityProfile | None = None
+    selinux_label: str = ""

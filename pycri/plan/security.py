@@ -10,6 +10,7 @@ no security context at all (`crictl` by hand) gets the default lists, from `cri/
 from pycri.errors import InvalidRequest, Unsupported
 from pycri.model.host import HostFacts
 from pycri.model.plan import CapabilitySets, MaskPath, ReadOnlyPath, ReadOnlyRoot, Step
+from pycri.model.pod import PodSpec
 from pycri.model.security import CAPABILITY_NAMES, ContainerSecurity
 
 DEFAULT_CAPABILITIES = (
@@ -93,6 +94,17 @@ def plan_capabilities(security: ContainerSecurity, host: HostFacts) -> Capabilit
         inheritable=ambient_numbers,
         ambient=ambient_numbers,
     )
+
+
+def plan_selinux_label(pod: PodSpec, security: ContainerSecurity, host: HostFacts) -> str:
+    """Return the label of a container's process, "" for none: its own, else its pod's.
+
+    Without SELinux in the kernel a label means nothing, and is dropped, as containerd and CRI-O
+    do: many manifests carry labels that are for those nodes that have it.
+    """
+    if security.privileged or not host.selinux:
+        return ""
+    return security.selinux_label or pod.selinux_label
 
 
 def plan_path_protection(security: ContainerSecurity) -> tuple[Step, ...]:

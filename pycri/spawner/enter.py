@@ -11,6 +11,7 @@ from typing import NoReturn
 from pycri.kernel import process, terminal
 from pycri.kernel.syscalls import Clone, setns
 from pycri.model.plan import ExecPlan
+from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute
 from pycri.spawner.init import Surroundings, enter_cgroups
 from pycri.spawner.report import Report
@@ -32,6 +33,7 @@ def start_exec(
     report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
+    confinement = Confinement.prepare(plan.process, plan.container, report, pidfd)
     report.doing("join namespaces")
     setns(pidfd, _JOINED)
     if plan.process.terminal:
@@ -40,4 +42,4 @@ def start_exec(
         master, slave = terminal.open_terminal(root_fd)
         report.reached("terminal", (master,))
         stdio = (slave, slave, slave)
-    execute(plan.process, stdio, report, around.last_capability)
+    execute(plan.process, stdio, report, around.last_capability, confinement)

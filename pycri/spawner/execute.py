@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last stretch of every child: stdio, identity, working directory, execve.
+"""The last stretch of every child: stdio, identity, working directory, confinement, execve.
 
 By now the root is the container's: nothing may be imported, looked up or opened by a host path.
 """
@@ -10,10 +10,20 @@ from typing import NoReturn
 from pycri.errors import SetupFailed
 from pycri.kernel import capabilities, process, terminal
 from pycri.model.plan import ProcessPlan
+from pycri.spawner.confinement import Confinement
 from pycri.spawner.report import Report
 
+_CAP_SYS_ADMIN = 21
+_NOT_IN_PATH = "executable file not found in $PATH"
 
-def execute(plan: ProcessPlan, stdio: tuple[int, int, int], report: Report, last: int) -> NoReturn:
+
+def execute(
+    plan: ProcessPlan,
+    stdio: tuple[int, int, int],
+    report: Report,
+    last: int,
+    confinement: Confinement,
+) -> NoReturn:
     """Become the planned process. stdio: descriptors for 0, 1, 2; last: highest capability.
 
     Raises: SetupFailed or OSError; the caller reports them.
@@ -29,8 +39,15 @@ def execute(plan: ProcessPlan, stdio: tuple[int, int, int], report: Report, last
     _set_identity(plan, last)
     process.reset_signals()
     os.umask(0o022)
+    env = dict(entry.partition(b"=")[::2] for entry in plan.env)
+    programs = process.find_program(plan.args[0], os.fsdecode(env.get(b"PATH", b"")))
+    if plan.seccomp is not None:
+        # A filter may forbid even to report: what can be known before is said before.
+        _check_exists(plan.args[0], programs)
     report.ready()
-    _execve(plan)
+    # The filter comes last, so a profile need not allow what it took to get here.
+    confinement.apply(report)
+    _execve(plan.args, env, programs)
 
 
 def _set_stdio(plan: ProcessPlan, stdio: tuple[int, int, int]) -> None:
@@ -59,12 +76,16 @@ def _enter_directory(path: str) -> None:
 
 
 def _set_identity(plan: ProcessPlan, last: int) -> None:
+    """Become the user. CAP_SYS_ADMIN, which loading a filter takes without no_new_privs, is kept
+    until execve: that computes the permitted set anew, and counts only the bounding, inheritable
+    and ambient ones (capabilities(7))."""
     sets = plan.capabilities
+    kept = (_CAP_SYS_ADMIN,) if plan.seccomp is not None and not plan.no_new_privs else ()
     capabilities.limit_bounding(sets.bounding, last)
     capabilities.switch_user(plan.user.uid, plan.user.gid, plan.user.groups)
     capabilities.set_capabilities(
-        effective=sets.effective,
-        permitted=sets.permitted,
+        effective=(*sets.effective, *kept),
+        permitted=(*sets.permitted, *kept),
         inheritable=sets.inheritable,
         ambient=sets.ambient,
     )
@@ -72,14 +93,24 @@ def _set_identity(plan: ProcessPlan, last: int) -> None:
         capabilities.set_no_new_privileges()
 
 
-def _execve(plan: ProcessPlan) -> NoReturn:
-    env = dict(entry.partition(b"=")[::2] for entry in plan.env)
-    path = os.fsdecode(env.get(b"PATH", b""))
-    name = plan.args[0]
-    failure: OSError = FileNotFoundError(2, "executable file not found in $PATH", name)
-    for program in process.find_program(name, path):
+def _check_exists(name: str, programs: list[str]) -> None:
+    for program in programs:
         try:
-            os.execve(program, plan.args, env)  # noqa: S606 - a shell would be the bug
+            os.stat(program)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return
+        return
+    raise SetupFailed(f"exec {name}", 2, os.strerror(2) if "/" in name else _NOT_IN_PATH)
+
+
+def _execve(args: tuple[str, ...], env: dict[bytes, bytes], programs: list[str]) -> NoReturn:
+    name = args[0]
+    failure: OSError = FileNotFoundError(2, _NOT_IN_PATH, name)
+    for program in programs:
+        try:
+            os.execve(program, args, env)  # noqa: S606 - a shell would be the bug
         except (FileNotFoundError, NotADirectoryError) as error:
             if "/" in name:
                 failure = error

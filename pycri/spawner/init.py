@@ -24,6 +24,7 @@ from pycri.kernel import (
 from pycri.kernel.paths import make_file_beneath
 from pycri.kernel.syscalls import Clone, setns, unshare
 from pycri.model.plan import CgroupPlan, ContainerPlan
+from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute
 from pycri.spawner.report import Report
 from pycri.spawner.steps import apply_steps, open_sources
@@ -54,6 +55,7 @@ def start_container(
     report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
+    confinement = Confinement.prepare(plan.process, plan.id, report)
     for namespace in plan.namespaces:
         report.doing(namespace)
         namespaces.join(namespace.kind, namespace.path)
@@ -73,7 +75,7 @@ def start_container(
     report.doing("pivot_root")
     mounts.pivot_into(root_fd)
     report.reached("mounts")
-    execute(plan.process, stdio, report, around.last_capability)
+    execute(plan.process, stdio, report, around.last_capability, confinement)
 
 
 def _make_log(path: str) -> None:

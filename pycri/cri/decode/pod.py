@@ -43,6 +43,9 @@ def decode_pod_spec(message: pb.RunPodSandboxRequest) -> PodSpec:
             for name, value in linux.sysctls.items()
         },
         namespaces=namespaces,
+        selinux_label=security.decode_selinux(
+            context.selinux_options, "config.linux.security_context.selinux_options"
+        ),
         privileged=context.privileged,
         overhead=resources.decode_resources(linux.overhead, "config.linux.overhead")
         if linux.HasField("overhead")
@@ -152,7 +155,6 @@ def _decode_security(message: pb.LinuxSandboxSecurityContext, path: str) -> Name
         f"{path}.supplemental_groups_policy",
         SupplementalGroupsPolicy,
     )
-    security.check_selinux(message.selinux_options, f"{path}.selinux_options")
     return security.decode_namespaces(
         message.namespace_options, f"{path}.namespace_options", pod=True
     )

@@ -23,6 +23,14 @@ from pycri.model.security import (
 _LARGEST_ID = (1 << 32) - 2
 """(uid_t) -1 means "leave as it is" to the kernel, setresuid(2)."""
 _CAPABILITY = re.compile(r"[A-Z][A-Z_]*")
+_SELINUX_DEFAULTS = {
+    "user": "system_u",
+    "role": "system_r",
+    "type": "container_t",
+    "level": "s0",
+}
+_SELINUX_PART = re.compile(r"[A-Za-z0-9_.:,-]{1,255}")
+_LOCALHOST = "localhost/"
 _USERNAME = re.compile(r"[^\s:\x00-\x1f\x7f]{1,256}")
 
 
@@ -59,10 +67,16 @@ def _check_user_namespace(message: pb.UserNamespace, path: str) -> None:
         raise InvalidRequest(f"{path}.uids", "mode NODE takes no mappings")
 
 
-def check_selinux(message: pb.SELinuxOption, path: str) -> None:
-    """Refuse a label."""
-    if message.ByteSize():
-        raise Unsupported(f"{path}: SELinux labels are not supported yet")
+def decode_selinux(message: pb.SELinuxOption, path: str) -> str:
+    """Return the label "user:role:type:level", "" if nothing is asked for; the parts that are not
+    given are those of containers everywhere (container-selinux)."""
+    parts = {name: getattr(message, name) for name in _SELINUX_DEFAULTS}
+    for name, value in parts.items():
+        if value and not _SELINUX_PART.fullmatch(value):
+            raise InvalidRequest(f"{path}.{name}", f"{value!r} cannot be part of a label")
+    if not any(parts.values()):
+        return ""
+    return ":".join(parts[name] or default for name, default in _SELINUX_DEFAULTS.items())
 
 
 def decode_user_id(message: pb.Int64Value, path: str) -> int:
@@ -81,7 +95,7 @@ def decode_container_security(
     A privileged container is unconfined whatever its profiles say (CRI, `privileged`).
     """
     _check_identity(message, path)
-    check_selinux(message.selinux_options, f"{path}.selinux_options")
+    label = decode_selinux(message.selinux_options, f"{path}.selinux_options")
     confined = not message.privileged
     capabilities, caps = message.capabilities, f"{path}.capabilities"
     options, groups_path = message.namespace_options, f"{path}.supplemental_groups"
@@ -109,6 +123,7 @@ def decode_container_security(
         readonly_paths=_paths(message.readonly_paths, f"{path}.readonly_paths"),
         seccomp=_decode_seccomp(message, path) if confined else None,
         apparmor=_decode_apparmor(message, path) if confined else None,
+        selinux_label=label,
     )
 
 
@@ -149,9 +164,14 @@ def _paths(texts: Iterable[str], path: str) -> tuple[str, ...]:
 
 def _decode_seccomp(message: pb.LinuxContainerSecurityContext, path: str) -> SecurityProfile | None:
     """Return the profile: the field, else the deprecated string; None is unconfined."""
+    where = f"{path}.seccomp_profile_path"
+    profile = _named_profile(message.seccomp_profile_path, where)
     if message.HasField("seccomp"):
-        return _profile(message.seccomp, f"{path}.seccomp")
-    return _named_profile(message.seccomp_profile_path, f"{path}.seccomp_profile_path")
+        where = f"{path}.seccomp.localhost_ref"
+        profile = _profile(message.seccomp, f"{path}.seccomp")
+    if profile is not None and profile.type is ProfileType.LOCALHOST:
+        fields.absolute(profile.localhost_ref, where)
+    return profile
 
 
 def _decode_apparmor(
@@ -164,10 +184,13 @@ def _decode_apparmor(
 
 def _profile(message: pb.SecurityProfile, path: str) -> SecurityProfile:
     kind = fields.choice(message.profile_type, f"{path}.profile_type", ProfileType)
-    if kind is ProfileType.LOCALHOST:
-        fields.required(message.localhost_ref, f"{path}.localhost_ref")
-        raise Unsupported(f"{path}.localhost_ref: profiles of the node are not supported yet")
-    return SecurityProfile(type=kind)
+    if kind is not ProfileType.LOCALHOST:
+        return SecurityProfile(type=kind)
+    # Callers that knew the deprecated strings put their prefix here too; all runtimes bear it.
+    name = message.localhost_ref.removeprefix(_LOCALHOST)
+    return SecurityProfile(
+        type=kind, localhost_ref=fields.required(name, f"{path}.localhost_ref")
+    )
 
 
 def _named_profile(text: str, path: str) -> SecurityProfile | None:
@@ -179,6 +202,7 @@ def _named_profile(text: str, path: str) -> SecurityProfile | None:
             return SecurityProfile(type=ProfileType.RUNTIME_DEFAULT)
         case "unconfined":
             return SecurityProfile(type=ProfileType.UNCONFINED)
-    if text.startswith("localhost/"):
-        raise Unsupported(f"{path}: profiles of the node are not supported yet")
+    if text.startswith(_LOCALHOST):
+        name = fields.required(text.removeprefix(_LOCALHOST), path)
+        return SecurityProfile(type=ProfileType.LOCALHOST, localhost_ref=name)
     raise InvalidRequest(path, f"{text!r} is not a profile")
