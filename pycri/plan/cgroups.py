@@ -9,7 +9,7 @@
 A path is written once for all hierarchies: relative to their mount points, with a leading "/".
 """
 
-from pycri.errors import InvalidRequest
+from pycri.errors import InvalidRequest, Unsupported
 from pycri.model.host import HostFacts
 from pycri.model.ids import PodId
 from pycri.model.plan import CgroupPlan, DeviceRule
@@ -34,6 +34,20 @@ def cgroup_path(cgroup_parent: str, default_parent: str, pod_id: PodId, name: st
     if ".." in cgroup_parent.split("/"):
         raise InvalidRequest(_FIELD, f"{cgroup_parent!r} must not contain '..'")
     return _join(cgroup_parent, name)
+
+
+def check_cgroup_parent(cgroup_parent: str, host: HostFacts) -> None:
+    """Refuse a slice where systemd runs: it alone may make groups in its slices.
+
+    RuntimeConfig says cgroupfs, so a kubelet gives paths. Where no systemd runs, a slice's name
+    is only a name, and its groups are made where systemd would have them.
+    Raises: Unsupported naming the field.
+    """
+    if host.systemd and cgroup_parent.endswith(".slice"):
+        raise Unsupported(
+            f"{_FIELD}: {cgroup_parent!r} belongs to systemd, and pycri has the cgroupfs driver"
+            " only: set the kubelet's cgroupDriver to cgroupfs"
+        )
 
 
 def controller_directory(controller: str, path: str, host: HostFacts) -> str | None:

@@ -14,7 +14,7 @@ from pycri.model.ids import PodId, TaskId
 from pycri.model.plan import CgroupPlan, PinNamespace, SandboxPlan
 from pycri.model.pod import PodSpec
 from pycri.model.security import NamespaceMode
-from pycri.plan.cgroups import cgroup_path, plan_cgroup
+from pycri.plan.cgroups import cgroup_path, check_cgroup_parent, plan_cgroup
 
 SHM_BYTES = 64 << 20
 """Size of a pod's /dev/shm, as in containerd and CRI-O."""
@@ -58,10 +58,11 @@ def plan_sandbox(
     cgroup_parent: the daemon's, for a pod that names none (`cgroups.cgroup_path`).
     Raises: InvalidRequest for a sysctl that is not the pod's own to set.
     """
+    check_cgroup_parent(spec.cgroup_parent, host)
     kinds = pod_pins(spec)
     init = spec.namespaces.pid is NamespaceMode.POD
+    path = cgroup_path(spec.cgroup_parent, cgroup_parent, pod_id, pod_id)
     if init:
-        path = cgroup_path(spec.cgroup_parent, cgroup_parent, pod_id, pod_id)
         cgroup = plan_cgroup(path, host)
     else:
         cgroup = CgroupPlan(version=host.cgroup_version, directories=())

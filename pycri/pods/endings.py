@@ -49,6 +49,8 @@ class Endings:
         self._groups = foundation.groups
         self._locks: dict[ContainerId, asyncio.Lock] = {}
         self._stopping: dict[ContainerId, _Stopping] = {}
+        # OOM kills before the first StopContainer: those did not end the container, we do.
+        self._kills_before_stop: dict[ContainerId, int] = {}
 
     def lock(self, container_id: ContainerId) -> asyncio.Lock:
         """Return the lock held while a container's state changes."""
@@ -57,6 +59,7 @@ class Endings:
     def forget(self, container_id: ContainerId) -> None:
         """Drop the lock of a removed container."""
         self._locks.pop(container_id, None)
+        self._kills_before_stop.pop(container_id, None)
 
     async def finish(self, record: ExitRecord) -> None:
         """A container's process has ended: clean up after it, record how, tell those who wait."""
@@ -64,14 +67,16 @@ class Endings:
         async with self.lock(container_id):
             container = self._catalogue.container(container_id)
             if container.state is not ContainerState.EXITED:
-                oom_killed = await self.clean_up(container)
-                await self._record_end(container, record, oom_killed=oom_killed)
+                kills = await self.clean_up(container)
+                kills -= self._kills_before_stop.pop(container_id, 0)
+                await self._record_end(container, record, oom_killed=kills > 0)
         self._exits.tell(record)
 
-    async def clean_up(self, container: ContainerRecord) -> bool:
+    async def clean_up(self, container: ContainerRecord) -> int:
         """Kill what is left in the container's group and remove it.
 
-        Returns whether the kernel had killed a process of it for lack of memory.
+        Returns how many processes of it the kernel had killed for lack of memory. The group of
+        the one killed counts, whether its own limit, the pod's or the node's was reached.
         """
         return await asyncio.to_thread(self._clean_up, container.cgroup)
 
@@ -106,6 +111,9 @@ class Endings:
         patient: bool,
     ) -> None:
         task = TaskId(container.id)
+        if container.id not in self._kills_before_stop:
+            kills = await asyncio.to_thread(self._groups.oom_kills, container.cgroup)
+            self._kills_before_stop[container.id] = kills
         if patient:
             await self._spawner.signal(task, container.stop_signal)
             await _wait_until(stopping, ended)
@@ -149,16 +157,21 @@ class Endings:
         )
         _log.info("container ended", container=container.id, exit_code=code, reason=reason)
 
-    def _clean_up(self, cgroup: str) -> bool:
-        oom_killed = self._groups.oom_kills(cgroup) > 0
+    def _clean_up(self, cgroup: str) -> int:
+        kills = self._groups.oom_kills(cgroup)
         self._groups.kill(cgroup)
         if not self._groups.remove(cgroup):
             _log.warning("cgroup still in use", cgroup=cgroup)
-        return oom_killed
+        return kills
 
 
 def _reason(exit_code: int, *, oom_killed: bool) -> tuple[str, str]:
-    """Return the CRI's reason and message for how a process ended."""
+    """Return the CRI's reason and message for how a process ended.
+
+    oom_killed: a process of the container was, the first or another. If only another was, and the
+    first then failed, lack of memory still is what a person must be told (as containerd and CRI-O
+    do); if the first succeeded all the same, nothing went wrong.
+    """
     if exit_code < 0:
         return "ContainerStatusUnknown", "its exit code was lost with the process that knew it"
     if oom_killed and exit_code:

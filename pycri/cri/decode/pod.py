@@ -109,9 +109,9 @@ def _decode_port(message: pb.PortMapping, path: str, namespaces: NamespaceModes)
 
 
 def _decode_cgroup_parent(text: str, path: str) -> str:
-    """Return a path below each hierarchy; a slice name is the systemd driver's way."""
+    """Return a path below each hierarchy, or the name of a slice (`plan/cgroups.py`)."""
     if text.endswith(".slice") and "/" not in text:
-        raise Unsupported(f"{path}: the systemd cgroup driver is not supported yet")
+        return fields.one_line(text, path)
     return fields.beneath(fields.absolute(text, path), path) if text else ""
 
 

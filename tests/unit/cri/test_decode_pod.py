@@ -182,7 +182,6 @@ INVALID: list[tuple[Change, str]] = [
 UNSUPPORTED: list[tuple[Change, str]] = [
     (set_userns(pb.POD), f"{CONTEXT}.namespace_options.userns_options.mode"),
     (security(selinux_options=pb.SELinuxOption(level="s0")), f"{CONTEXT}.selinux_options"),
-    (linux(cgroup_parent="kubepods.slice"), "config.linux.cgroup_parent"),
     (
         merge(port_mappings=[pb.PortMapping(container_port=80, host_port=8080)]),
         "config.port_mappings[1].host_port",
@@ -206,3 +205,10 @@ def test_what_we_cannot_do_yet_is_refused_by_name(change: Change, field: str) ->
     with pytest.raises(Unsupported) as caught:
         decode_pod_spec(message)
     assert str(caught.value).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize("parent", ["kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"])
+def test_a_parent_may_be_the_name_of_a_slice_or_its_path(parent: str) -> None:
+    message = request()
+    message.config.linux.cgroup_parent = parent
+    assert decode_pod_spec(message).cgroup_parent == parent

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from pycri.errors import InvalidRequest
-from pycri.plan.cgroups import cgroup_path, plan_cgroup, plan_exec_cgroup
+from pycri.errors import InvalidRequest, Unsupported
+from pycri.plan.cgroups import cgroup_path, check_cgroup_parent, plan_cgroup, plan_exec_cgroup
 from tests.unit.plan.samples import POD_ID, host_v1, host_v2
 
 
@@ -33,6 +33,14 @@ def test_a_parent_that_climbs_or_is_no_slice_is_refused(parent: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         cgroup_path(parent, "/pycri", POD_ID, "c")
     assert caught.value.field == "config.linux.cgroup_parent"
+
+
+@pytest.mark.parametrize("parent", ["kubepods.slice", "/kubepods.slice/kubepods-pod1.slice"])
+def test_a_slice_is_left_to_a_systemd_that_runs(parent: str) -> None:
+    check_cgroup_parent(parent, host_v2())
+    check_cgroup_parent("/kubepods/pod1", host_v2(systemd=True))
+    with pytest.raises(Unsupported, match=r"^config\.linux\.cgroup_parent: .*cgroupDriver"):
+        check_cgroup_parent(parent, host_v2(systemd=True))
 
 
 def test_version_2_enables_the_controllers_the_host_has() -> None:
