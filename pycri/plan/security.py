@@ -12,6 +12,7 @@ from pycri.model.host import HostFacts
 from pycri.model.plan import CapabilitySets, MaskPath, ReadOnlyPath, ReadOnlyRoot, Step
 from pycri.model.pod import PodSpec
 from pycri.model.security import CAPABILITY_NAMES, ContainerSecurity
+from pycri.plan.mounts import clean_path
 
 DEFAULT_CAPABILITIES = (
     "CAP_CHOWN",
@@ -111,8 +112,8 @@ def plan_path_protection(security: ContainerSecurity) -> tuple[Step, ...]:
     """Return the steps after all mounts: read-only paths, masked ones above them, the root."""
     steps: list[Step] = []
     if not security.privileged:
-        steps += [ReadOnlyPath(path=path) for path in security.readonly_paths]
-        steps += [MaskPath(path=path) for path in security.masked_paths]
+        steps += [ReadOnlyPath(path=clean_path(path)) for path in security.readonly_paths]
+        steps += [MaskPath(path=clean_path(path)) for path in security.masked_paths]
     if security.readonly_rootfs:
         steps.append(ReadOnlyRoot())
     return tuple(steps)
