@@ -35,11 +35,12 @@ _SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 @contextmanager
 def child_inside(ids: IdMappings, work: Callable[[], object]) -> Iterator[tuple[int, int]]:
-    """Fork a child that becomes root of a new user namespace, does `work` there, and waits.
+    """Fork a child that moves to a new user namespace, does `work` there, and waits.
 
-    Yields its pid and an O_PATH descriptor of its folder in /proc once `work` has returned; the
-    child ends, and is reaped, when the context is left. The pid is that of the caller's pid
-    namespace, which /proc may not show; the descriptor is right in any.
+    It has all rights in there, and no id yet (`become_root`). Yields its pid and an O_PATH
+    descriptor of its folder in /proc once `work` has returned; the child ends, and is reaped,
+    when the context is left. The pid is that of the caller's pid namespace, which /proc may not
+    show; the descriptor is right in any.
     Raises: OSError if there can be no such namespace; ChildProcessError if `work` has failed.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -148,7 +149,6 @@ def _live_inside(theirs: socket.socket, work: Callable[[], object]) -> None:
     os.close(process_fd)
     if not theirs.recv(16):
         return
-    become_root()
     work()
     theirs.send(b"done")
     theirs.recv(16)

@@ -15,14 +15,16 @@ from pycri.model.plan import CgroupPlan, PinNamespace, SandboxPlan
 from pycri.model.pod import PodSpec
 from pycri.model.security import NamespaceMode
 from pycri.plan.cgroups import cgroup_path, check_cgroup_parent, plan_cgroup
+from pycri.plan.user_namespaces import check_pod_user_namespace
 
 SHM_BYTES = 64 << 20
 """Size of a pod's /dev/shm, as in containerd and CRI-O."""
 
+_PING_GROUPS = "net/ipv4/ping_group_range"
 _NETWORK_DEFAULTS = {
     # An ordinary user may serve port 80 and send pings, as under containerd: it harms no one else.
     "net/ipv4/ip_unprivileged_port_start": "0",
-    "net/ipv4/ping_group_range": "0 2147483647",
+    _PING_GROUPS: "0 2147483647",
 }
 _IPC_SYSCTLS = ("kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/")
 
@@ -30,7 +32,7 @@ _IPC_SYSCTLS = ("kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/")
 class PodPaths(msgspec.Struct, frozen=True, kw_only=True):
     """Host paths the daemon chose for a pod.
 
-    pins: "net", "ipc", "uts" to the pin's path; only the kinds of `pod_pins`.
+    pins: "user", "net", "ipc", "uts" to the pin's path; only the kinds of `pod_pins`.
     shm: the pod's tmpfs, or "" for the host's /dev/shm (host IPC).
     hosts, hostname, resolv_conf: files mounted over those in the containers' /etc.
     """
@@ -43,10 +45,11 @@ class PodPaths(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pod_pins(spec: PodSpec) -> tuple[str, ...]:
-    """Return the kinds of namespaces the pod owns, among "net", "ipc", "uts"."""
+    """Return the kinds of namespaces the pod owns, among "user", "net", "ipc", "uts"."""
+    own_user = spec.namespaces.user is not None
     own_network = spec.namespaces.network is not NamespaceMode.NODE
     own_ipc = spec.namespaces.ipc is not NamespaceMode.NODE
-    owned = {"net": own_network, "ipc": own_ipc, "uts": own_network}
+    owned = {"user": own_user, "net": own_network, "ipc": own_ipc, "uts": own_network}
     return tuple(kind for kind, own in owned.items() if own)
 
 
@@ -56,8 +59,10 @@ def plan_sandbox(
     """Return the plan of a pod's namespaces.
 
     cgroup_parent: the daemon's, for a pod that names none (`cgroups.cgroup_path`).
-    Raises: InvalidRequest for a sysctl that is not the pod's own to set.
+    Raises: InvalidRequest for a sysctl that is not the pod's own to set; Unsupported for a user
+        namespace this node cannot make.
     """
+    check_pod_user_namespace(spec, host)
     check_cgroup_parent(spec.cgroup_parent, host)
     kinds = pod_pins(spec)
     init = spec.namespaces.pid is NamespaceMode.POD
@@ -70,16 +75,21 @@ def plan_sandbox(
         id=TaskId(pod_id),
         pins=tuple(PinNamespace(kind=kind, path=paths.pins[kind]) for kind in kinds),
         hostname=spec.hostname if "uts" in kinds else "",
-        sysctls=_sysctls(spec.sysctls, kinds),
+        sysctls=_sysctls(spec, kinds),
         shm=(paths.shm, SHM_BYTES) if "ipc" in kinds else None,
         init=init,
         cgroup=cgroup,
+        user_namespace=spec.namespaces.user,
     )
 
 
-def _sysctls(requested: dict[str, str], kinds: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def _sysctls(spec: PodSpec, kinds: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     values = dict(_NETWORK_DEFAULTS) if "net" in kinds else {}
-    values |= {_sysctl_path(name, kinds): value for name, value in requested.items()}
+    if spec.namespaces.user is not None and values:
+        # The kernel takes groups that the namespace has, and no others.
+        last = max(line.container_id + line.length for line in spec.namespaces.user.gids) - 1
+        values[_PING_GROUPS] = f"0 {last}"
+    values |= {_sysctl_path(name, kinds): value for name, value in spec.sysctls.items()}
     return tuple(sorted(values.items()))
 
 

@@ -9,11 +9,13 @@ import os
 from typing import NoReturn
 
 from pycri.kernel import process, terminal
+from pycri.kernel.idmaps import become_root
 from pycri.kernel.syscalls import Clone, setns
 from pycri.model.plan import ExecPlan
 from pycri.spawner.confinement import Confinement
-from pycri.spawner.execute import execute
+from pycri.spawner.execute import execute, set_limits
 from pycri.spawner.init import Surroundings, enter_cgroups
+from pycri.spawner.mapped import give_to_root
 from pycri.spawner.report import Report
 
 _JOINED = Clone.NEWNS | Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWIPC | Clone.NEWNET
@@ -34,8 +36,8 @@ def start_exec(
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
     confinement = Confinement.prepare(plan.process, plan.container, report, pidfd)
-    report.doing("join namespaces")
-    setns(pidfd, _JOINED)
+    set_limits(plan.process, report)
+    _join(plan, pidfd, stdio, report)
     if plan.process.terminal:
         report.doing("terminal")
         root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -43,3 +45,13 @@ def start_exec(
         report.reached("terminal", (master,))
         stdio = (slave, slave, slave)
     execute(plan.process, stdio, report, around.last_capability, confinement)
+
+
+def _join(plan: ExecPlan, pidfd: int, stdio: tuple[int, int, int], report: Report) -> None:
+    report.doing("join namespaces")
+    if plan.user_namespace is None:
+        setns(pidfd, _JOINED)
+        return
+    give_to_root(stdio, plan.user_namespace)
+    setns(pidfd, _JOINED | Clone.NEWUSER)
+    become_root()

@@ -30,9 +30,6 @@ def execute(
     """
     report.doing("stdio")
     _set_stdio(plan, stdio)
-    report.doing("limits")
-    for name, soft, hard in plan.rlimits:
-        process.set_limit(name, soft, hard)
     report.doing(f"working directory {plan.cwd}")
     _enter_directory(plan.cwd)
     report.doing("identity")
@@ -48,6 +45,14 @@ def execute(
     # The filter comes last, so a profile need not allow what it took to get here.
     confinement.apply(report)
     _execve(plan.args, env, programs)
+
+
+def set_limits(plan: ProcessPlan, report: Report) -> None:
+    """Set the limits; before a user namespace is entered, for raising one takes the host's
+    CAP_SYS_RESOURCE."""
+    report.doing("limits")
+    for name, soft, hard in plan.rlimits:
+        process.set_limit(name, soft, hard)
 
 
 def _set_stdio(plan: ProcessPlan, stdio: tuple[int, int, int]) -> None:

@@ -25,9 +25,10 @@ from pycri.kernel.paths import make_file_beneath
 from pycri.kernel.syscalls import Clone, setns, unshare
 from pycri.model.plan import CgroupPlan, ContainerPlan
 from pycri.spawner.confinement import Confinement
-from pycri.spawner.execute import execute
+from pycri.spawner.execute import execute, set_limits
+from pycri.spawner.mapped import MappedSources, enter, give_to_root
 from pycri.spawner.report import Report
-from pycri.spawner.steps import apply_steps, open_sources
+from pycri.spawner.steps import apply_steps, open_sources, sources_of
 
 ROOT = "/root"
 """Where the root is mounted in the empty mount namespace (`mounts.enter_empty_root`)."""
@@ -64,18 +65,35 @@ def start_container(
     if plan.log_path:
         report.doing(f"log {plan.log_path}")
         _make_log(plan.log_path)
-    trees = open_sources(plan.steps, report, append=around.overlay_append)
-    report.reached("sources")
-    report.doing("mount namespace")
-    setns(around.empty_mounts_fd, Clone.NEWNS)
-    unshare(Clone.NEWNS)
-    root_fd = apply_steps(plan.steps, trees, ROOT, report)
+    mapped = MappedSources(plan.user_namespace)
+    root_fd = _mount_all(plan, mapped, around, report)
     if plan.process.terminal:
         stdio = _open_terminal(root_fd, report)
     report.doing("pivot_root")
     mounts.pivot_into(root_fd)
     report.reached("mounts")
+    set_limits(plan.process, report)
+    if plan.user_namespace is not None:
+        report.doing(plan.user_namespace)
+        if not plan.process.terminal:
+            give_to_root(stdio, plan.user_namespace.ids)
+        enter(mapped.namespace(plan.user_namespace.ids))
     execute(plan.process, stdio, report, around.last_capability, confinement)
+
+
+def _mount_all(
+    plan: ContainerPlan, mapped: MappedSources, around: Surroundings, report: Report
+) -> int:
+    """Apply the steps in a mount namespace of the container's own. Returns an O_PATH root."""
+    trees = open_sources(plan.steps, report, mapped, append=around.overlay_append)
+    report.reached("sources")
+    report.doing("mount namespace")
+    setns(around.empty_mounts_fd, Clone.NEWNS)
+    unshare(Clone.NEWNS)
+    root = mapped.make_overlays(
+        sources_of(plan.steps), trees, ROOT, report, append=around.overlay_append
+    )
+    return apply_steps(plan.steps, trees, root, report)
 
 
 def _make_log(path: str) -> None:

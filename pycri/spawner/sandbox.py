@@ -11,9 +11,10 @@ import signal
 import socket
 from typing import NoReturn
 
-from pycri.kernel import mounts, namespaces, process
-from pycri.kernel.syscalls import sethostname
-from pycri.model.plan import SandboxPlan
+from pycri.kernel import idmaps, mounts, namespaces, process
+from pycri.kernel.syscalls import Clone, sethostname, setns
+from pycri.model.plan import PinNamespace, SandboxPlan
+from pycri.model.security import IdMappings
 from pycri.spawner.init import Surroundings, enter_cgroups
 from pycri.spawner.report import Report
 
@@ -24,20 +25,11 @@ def start_sandbox(plan: SandboxPlan, around: Surroundings, report: Report) -> No
     os.setsid()
     if plan.init:
         enter_cgroups(plan.cgroup, report, around)
-    kinds = tuple(pin.kind for pin in plan.pins)
-    report.doing(f"new namespaces {' '.join(kinds)}")
-    namespaces.make_namespaces(kinds)
-    report.reached("namespaces")
-    if plan.hostname and "uts" in kinds:
-        report.doing(f"hostname {plan.hostname}")
-        sethostname(plan.hostname)
-    for name, value in plan.sysctls:
-        report.doing(f"sysctl {name} = {value}")
-        _write_sysctl(name, value)
-    _pin(plan, report)
-    report.reached("pins")
-    if "net" in kinds:
-        _send_network(report)
+    if plan.user_namespace is None:
+        _make(plan, report)
+        _pin(plan, report)
+    elif not _make_inside(plan, plan.user_namespace, around, report):
+        return
     report.ready()
     if plan.init:
         reap_forever(report)
@@ -64,6 +56,74 @@ def reap_forever(report: Report) -> NoReturn:
     os._exit(0)
 
 
+def _make(plan: SandboxPlan, report: Report) -> None:
+    """Make the namespaces and prepare them; the caller is in them afterwards."""
+    kinds = tuple(pin.kind for pin in plan.pins if pin.kind != "user")
+    report.doing(f"new namespaces {' '.join(kinds)}")
+    namespaces.make_namespaces(kinds)
+    report.reached("namespaces")
+    if plan.hostname and "uts" in kinds:
+        report.doing(f"hostname {plan.hostname}")
+        sethostname(plan.hostname)
+    for name, value in plan.sysctls:
+        report.doing(f"sysctl {name} = {value}")
+        _write_sysctl(name, value)
+    if "net" in kinds:
+        _send_network(report)
+
+
+def _make_inside(plan: SandboxPlan, ids: IdMappings, around: Surroundings, report: Report) -> bool:
+    """Make the namespaces in a new user namespace, which owns them so, and pin them all.
+
+    A child makes them: pins and maps take the host's rights, which it has no more. For a pod with
+    an init the caller joins them too. Returns False if the child failed and has said so.
+    """
+
+    def make() -> None:
+        try:
+            idmaps.become_root()
+            _make(plan, report)
+        except Exception as error:
+            report.broken(error)
+            raise
+
+    report.doing("new user namespace")
+    try:
+        with idmaps.child_inside(ids, make) as (pid, process_fd):
+            for pin in plan.pins:
+                report.doing(pin)
+                _pin_of(process_fd, pin)
+            _mount_shm(plan, report)
+            report.reached("pins")
+            if plan.init:
+                report.doing("join the user namespace")
+                _become_init_of(pid, plan, around)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _pin_of(process_fd: int, pin: PinNamespace) -> None:
+    fd = idmaps.open_namespace(process_fd, pin.kind)
+    try:
+        namespaces.pin_fd(fd, pin.path)
+    finally:
+        os.close(fd)
+
+
+def _become_init_of(pid: int, plan: SandboxPlan, around: Surroundings) -> None:
+    flags = Clone(0)
+    for pin in plan.pins:
+        flags |= namespaces.CLONE_FLAGS[pin.kind]
+    pidfd = os.pidfd_open(pid)
+    try:
+        setns(around.empty_mounts_fd, Clone.NEWNS)
+        setns(pidfd, flags)
+    finally:
+        os.close(pidfd)
+    idmaps.become_root()
+
+
 def _write_sysctl(name: str, value: str) -> None:
     # /proc/sys shows the namespaces of the process that opens it: the new ones.
     with open(f"/proc/sys/{name}", "w") as file:
@@ -74,11 +134,18 @@ def _pin(plan: SandboxPlan, report: Report) -> None:
     for pin in plan.pins:
         report.doing(pin)
         namespaces.pin(pin.kind, pin.path)
+    _mount_shm(plan, report)
+    report.reached("pins")
+
+
+def _mount_shm(plan: SandboxPlan, report: Report) -> None:
     if plan.shm:
         path, size_bytes = plan.shm
         report.doing(f"shm {path}")
         os.makedirs(path, mode=0o700, exist_ok=True)
-        options = (f"size={size_bytes}", "mode=1777")
+        ids = plan.user_namespace
+        owner = (f"uid={ids.host_uid(0)}", f"gid={ids.host_gid(0)}") if ids else ()
+        options = (f"size={size_bytes}", "mode=1777", *owner)
         tree = mounts.new_filesystem("tmpfs", options, ("nosuid", "nodev", "noexec"))
         mounts.attach_at(tree, path)
 

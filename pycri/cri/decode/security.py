@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Namespaces, identities, capabilities and profiles of pods and containers.
 
-What would confine a container more than pycri does yet (user namespaces, localhost profiles,
-SELinux labels) is refused, never ignored.
+What would confine a container more than pycri does yet (localhost profiles, SELinux labels) is
+refused, never ignored.
 """
 
 import re
@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.decode import fields
-from pycri.errors import InvalidRequest, Unsupported
+from pycri.cri.decode.idmaps import decode_user_namespace
+from pycri.errors import InvalidRequest
 from pycri.model.security import (
     ContainerSecurity,
     NamespaceMode,
@@ -35,20 +36,24 @@ _USERNAME = re.compile(r"[^\s:\x00-\x1f\x7f]{1,256}")
 
 
 def decode_namespaces(message: pb.NamespaceOption, path: str, *, pod: bool) -> NamespaceModes:
-    """Return the modes. Only a container may name a target; network and ipc are POD or NODE."""
+    """Return the modes. Only a container may name a target; network and ipc are POD or NODE.
+
+    Without userns_options the user namespace is the node's, as for a kubelet that knows none.
+    """
     modes = NamespaceModes(
         network=_pod_or_node(message.network, f"{path}.network"),
         pid=fields.choice(message.pid, f"{path}.pid", NamespaceMode),
         ipc=_pod_or_node(message.ipc, f"{path}.ipc"),
         target_id=fields.one_line(message.target_id, f"{path}.target_id"),
+        user=decode_user_namespace(message.userns_options, f"{path}.userns_options")
+        if message.HasField("userns_options")
+        else None,
     )
     is_target = modes.pid is NamespaceMode.TARGET
     if is_target and pod:
         raise InvalidRequest(f"{path}.pid", "a pod cannot join a container")
     if is_target != bool(modes.target_id):
         raise InvalidRequest(f"{path}.target_id", "goes with pid TARGET and only with it")
-    if message.HasField("userns_options"):
-        _check_user_namespace(message.userns_options, f"{path}.userns_options")
     return modes
 
 
@@ -57,14 +62,6 @@ def _pod_or_node(value: int, path: str) -> NamespaceMode:
     if mode not in (NamespaceMode.POD, NamespaceMode.NODE):
         raise InvalidRequest(path, f"{mode.name} is neither POD nor NODE")
     return mode
-
-
-def _check_user_namespace(message: pb.UserNamespace, path: str) -> None:
-    mode = _pod_or_node(message.mode, f"{path}.mode")
-    if mode is NamespaceMode.POD:
-        raise Unsupported(f"{path}.mode: user namespaces are not supported yet")
-    if message.uids or message.gids:
-        raise InvalidRequest(f"{path}.uids", "mode NODE takes no mappings")
 
 
 def decode_selinux(message: pb.SELinuxOption, path: str) -> str:
@@ -188,9 +185,7 @@ def _profile(message: pb.SecurityProfile, path: str) -> SecurityProfile:
         return SecurityProfile(type=kind)
     # Callers that knew the deprecated strings put their prefix here too; all runtimes bear it.
     name = message.localhost_ref.removeprefix(_LOCALHOST)
-    return SecurityProfile(
-        type=kind, localhost_ref=fields.required(name, f"{path}.localhost_ref")
-    )
+    return SecurityProfile(type=kind, localhost_ref=fields.required(name, f"{path}.localhost_ref"))
 
 
 def _named_profile(text: str, path: str) -> SecurityProfile | None:
