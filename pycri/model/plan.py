@@ -2,7 +2,7 @@
 """Plans: finished decisions, plain data, what crosses the border between the processes.
 
 A plan is made by `plan/` (pure) and applied by `spawner/init.py` and `spawner/enter.py`. Every
-step prints itself in one line; the printed plan is what `pycri plan` shows and golden tests hold.
+step prints itself in one line; `plan/text.py` prints the whole.
 
 Paths named `source` are the host's; paths named `target` or `path` are inside the container's root
 and are resolved there, never by joining strings.
@@ -236,6 +236,9 @@ class CapabilitySets(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What is executed and as whom. env: whole `NAME=value` entries. cwd: made if missing.
 
+    rlimits: (name of setrlimit(2), soft, hard), -1 unlimited. Where none is given the container
+        has the node service's (LimitNOFILE= and others of its unit), as under containerd and
+        CRI-O: the CRI has no field for them.
     seccomp: None is unconfined. apparmor_profile, selinux_label: "" leaves what the spawner has.
     """
 
@@ -341,49 +344,3 @@ class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessPlan
     stdin: bool = False
     user_namespace: IdMappings | None = None
-
-
-def render_plan(plan: ContainerPlan | SandboxPlan) -> str:
-    """Return the plan as text, one step a line, in the order of execution."""
-    lines = [f"cgroup {path}" for path in plan.cgroup.directories]
-    lines += [f"write {value!r} to {path}" for path, value in plan.cgroup.writes]
-    if plan.cgroup.device_rules is not None:
-        lines += [f"allow {rule}" for rule in plan.cgroup.device_rules]
-    lines += _sandbox_lines(plan) if isinstance(plan, SandboxPlan) else _container_lines(plan)
-    return "\n".join(lines) + "\n"
-
-
-def _sandbox_lines(plan: SandboxPlan) -> list[str]:
-    lines = [f"user namespace {plan.user_namespace}"] if plan.user_namespace else []
-    lines += [str(pin) for pin in plan.pins]
-    lines += [f"hostname {plan.hostname}"] if plan.hostname else []
-    lines += [f"sysctl {name} = {value}" for name, value in plan.sysctls]
-    lines += [f"shm {plan.shm[0]} {plan.shm[1]} bytes"] if plan.shm else []
-    lines += ["init"] if plan.init else []
-    return lines
-
-
-def _confinement_lines(process: ProcessPlan) -> list[str]:
-    lines = ["no new privileges"] if process.no_new_privs else []
-    lines += [f"apparmor {process.apparmor_profile}"] if process.apparmor_profile else []
-    lines += [f"selinux {process.selinux_label}"] if process.selinux_label else []
-    if process.seccomp is not None:
-        lines.append(f"seccomp {len(process.seccomp.instructions) // 8} instructions")
-    return lines
-
-
-def _container_lines(plan: ContainerPlan) -> list[str]:
-    process = plan.process
-    target = f" of {plan.pid_target}" if plan.pid_target else ""
-    return [
-        f"namespace pid {plan.pid_namespace}{target}",
-        *(str(namespace) for namespace in plan.namespaces),
-        *(f"namespace {kind} new" for kind in plan.new_namespaces),
-        *(str(step) for step in plan.steps),
-        *([str(plan.user_namespace)] if plan.user_namespace else []),
-        f"user {process.user.uid}:{process.user.gid} groups {list(process.user.groups)}",
-        f"capabilities {' '.join(map(str, process.capabilities.effective))}",
-        *_confinement_lines(process),
-        f"cwd {process.cwd}",
-        f"exec {' '.join(process.args)}",
-    ]

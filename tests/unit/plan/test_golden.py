@@ -12,7 +12,6 @@ import pytest
 from pycri.model.container import Device, Mount, Propagation
 from pycri.model.host import HostFacts
 from pycri.model.image import ImageConfig
-from pycri.model.plan import render_plan
 from pycri.model.pod import PodSpec
 from pycri.model.resources import HugepageLimit, Resources
 from pycri.model.security import ContainerSecurity, NamespaceMode, NamespaceModes, User
@@ -20,6 +19,7 @@ from pycri.plan.container import ContainerInputs, plan_container
 from pycri.plan.devices import HostDevice
 from pycri.plan.sandbox import plan_sandbox
 from pycri.plan.security import DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS
+from pycri.plan.text import render_plan
 from tests.unit.plan.samples import (
     POD_ID,
     container_inputs,
