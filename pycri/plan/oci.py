@@ -8,6 +8,8 @@ What a plan says and OCI cannot, and how it is bridged:
     create_source         an OCI runtime fails at a missing source: the caller makes it
     WritablePath          a tmpfs that begins with a copy ("tmpcopyup"): a bind would need a host
                           path inside the container's root, and links in there lead anywhere
+    MountImage            an overlay of its layers; a part of an image is none OCI could name
+    seccomp               OCI wants rules, the plan has a compiled program: `Bundle.seccomp`
     /sys/fs/cgroup        one mount of type "cgroup", which runtimes spell out as we do
     links in /dev         runtimes make the same ones unasked
 
@@ -38,7 +40,8 @@ from pycri.model.plan import (
     Step,
     WritablePath,
 )
-from pycri.model.security import CAPABILITY_NAMES
+from pycri.model.seccomp import SeccompAction, SeccompFilter, SeccompRule
+from pycri.model.security import CAPABILITY_NAMES, IdMapping, IdMappings
 from pycri.plan.mounts import is_beneath
 
 OCI_VERSION = "1.1.0"
@@ -59,6 +62,7 @@ _LIMITS_V1 = {
     "memory.memsw.limit_in_bytes": ("memory", "swap"),
     "pids.max": ("pids", "limit"),
 }
+_ACTIONS_WITH_ERRNO = (SeccompAction.ERRNO, SeccompAction.TRACE)
 _HUGETLB_V1 = (".rsvd.limit_in_bytes", ".limit_in_bytes")
 
 _Object = dict[str, Any]
@@ -69,11 +73,13 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
 
     rootfs: host path of the mounted root. cgroup: as in ContainerRecord.cgroup.
     pid_namespace: path of the namespace to join, for a plan that joins one.
+    seccomp: what the plan's program was compiled from.
     """
 
     rootfs: str
     cgroup: str
     pid_namespace: str = ""
+    seccomp: SeccompFilter | None = None
 
 
 def render_config(plan: ContainerPlan, bundle: Bundle) -> bytes:
@@ -120,7 +126,14 @@ def _process(process: ProcessPlan) -> _Object:
             {"type": _limit_name(name), "soft": soft, "hard": hard}
             for name, soft, hard in process.rlimits
         ],
+        **_labels(process),
     }
+
+
+def _labels(process: ProcessPlan) -> _Object:
+    """Return what is set: crun takes an empty label for one to be written."""
+    labels = {"apparmorProfile": process.apparmor_profile, "selinuxLabel": process.selinux_label}
+    return {name: label for name, label in labels.items() if label}
 
 
 def _limit_name(name: str) -> str:
@@ -170,21 +183,56 @@ def _mount(step: Step) -> list[_Object]:
             options = (*step.attributes, *step.options)
             return [_entry(step.target, step.filesystem, step.filesystem, options)]
         case BindMount():
-            kind = "rbind" if step.recursive else "bind"
-            options = (kind, *step.attributes, _PROPAGATION[step.propagation])
-            return [_entry(step.target, "bind", step.source, options)]
+            return [_bind(step)]
+        case MountImage():
+            return [_image_mount(step)]
         case WritablePath():
             return [_entry(step.path, "tmpfs", "tmpfs", ("tmpcopyup",))]
         case MountImage():
             raise Unsupported(f"{step}: an OCI runtime mounts no images")
-        case MakeSymlink() if step.path not in _OWN_LINKS:
-            raise Unsupported(f"{step}: an OCI runtime makes no such link")
-        case MakeSymlink() | MountOverlay() | MakeDevice() | MakeDirectory():
-            return []
-        case MaskPath() | ReadOnlyPath() | ReadOnlyRoot():
-            return []
+        case MakeSymlink():
+            _check_link(step)
+        case (
+            MountOverlay()
+            | MakeDevice()
+            | MakeDirectory()
+            | MaskPath()
+            | ReadOnlyPath()
+            | ReadOnlyRoot()
+        ):
+            pass
         case _:
             assert_never(step)
+    return []
+
+
+def _check_link(step: MakeSymlink) -> None:
+    if step.path not in _OWN_LINKS:
+        raise Unsupported(f"{step}: an OCI runtime makes no such link")
+
+
+def _bind(step: BindMount) -> _Object:
+    kind = "rbind" if step.recursive else "bind"
+    options = (kind, *step.attributes, _PROPAGATION[step.propagation])
+    entry = _entry(step.target, "bind", step.source, options)
+    return entry | (_mappings(step.ids) if step.ids else {})
+
+
+def _image_mount(step: MountImage) -> _Object:
+    if step.sub_path or step.ids:
+        raise Unsupported(f"{step}: an OCI runtime can neither mount a part nor map owners")
+    layers = ":".join((*step.layers, step.empty))
+    return _entry(step.target, "overlay", "overlay", (*step.attributes, f"lowerdir={layers}"))
+
+
+def _mappings(ids: IdMappings) -> _Object:
+    def lines(mappings: tuple[IdMapping, ...]) -> list[_Object]:
+        return [
+            {"containerID": line.container_id, "hostID": line.host_id, "size": line.length}
+            for line in mappings
+        ]
+
+    return {"uidMappings": lines(ids.uids), "gidMappings": lines(ids.gids)}
 
 
 def _entry(target: str, kind: str, source: str, options: Iterable[str]) -> _Object:
@@ -202,6 +250,12 @@ def _linux(plan: ContainerPlan, bundle: Bundle) -> _Object:
             step.path for step in _of(plan, ReadOnlyPath) if step.path != _CGROUP_ROOT
         ],
     }
+    if plan.user_namespace:
+        rendered |= _mappings(plan.user_namespace.ids)
+    if plan.process.seccomp:
+        if bundle.seccomp is None:
+            raise Unsupported("an OCI runtime takes the rules of a seccomp filter, not the program")
+        rendered["seccomp"] = _seccomp(bundle.seccomp)
     propagations = {step.propagation for step in _of(plan, BindMount)}
     for name in ("shared", "slave"):
         if name in propagations:
@@ -216,6 +270,8 @@ def _namespaces(plan: ContainerPlan, bundle: Bundle) -> list[_Object]:
         rendered.append({"type": "pid"})
     elif plan.pid_namespace == "join":
         rendered.append({"type": "pid", "path": bundle.pid_namespace})
+    if plan.user_namespace:
+        rendered.append({"type": "user", "path": plan.user_namespace.path})
     rendered += [{"type": _NAMESPACES[kind]} for kind in plan.new_namespaces]
     return rendered + [
         {"type": _NAMESPACES[joined.kind], "path": joined.path} for joined in plan.namespaces
@@ -232,6 +288,35 @@ def _device(step: MakeDevice) -> _Object:
         "uid": step.uid,
         "gid": step.gid,
     }
+
+
+def _seccomp(wanted: SeccompFilter) -> _Object:
+    rendered: _Object = {
+        "defaultAction": wanted.default_action.value,
+        "architectures": [architecture.value for architecture in wanted.architectures],
+        "flags": [flag.value for flag in wanted.flags],
+        "syscalls": [_seccomp_rule(rule) for rule in wanted.rules],
+    }
+    if wanted.default_action in _ACTIONS_WITH_ERRNO:
+        rendered["defaultErrnoRet"] = wanted.default_errno
+    if wanted.listener_path:
+        rendered["listenerPath"] = wanted.listener_path
+        rendered["listenerMetadata"] = wanted.listener_metadata
+    return rendered
+
+
+def _seccomp_rule(rule: SeccompRule) -> _Object:
+    errno = {"errnoRet": rule.errno} if rule.action in _ACTIONS_WITH_ERRNO else {}
+    arguments = [
+        {
+            "index": argument.index,
+            "value": argument.value,
+            "valueTwo": argument.value_two,
+            "op": argument.operator.value,
+        }
+        for argument in rule.arguments
+    ]
+    return {"names": list(rule.names), "action": rule.action.value, "args": arguments} | errno
 
 
 def _resources(cgroup: CgroupPlan) -> _Object:

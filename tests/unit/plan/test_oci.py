@@ -10,11 +10,29 @@ from pycri.errors import Unsupported
 from pycri.model.container import Mount, Propagation
 from pycri.model.host import HostFacts
 from pycri.model.image import ImageConfig
-from pycri.model.plan import ContainerPlan, DeviceRule, MakeSymlink, ProcessPlan
+from pycri.model.plan import (
+    BindMount,
+    ContainerPlan,
+    DeviceRule,
+    JoinUserNamespace,
+    MakeSymlink,
+    MountImage,
+    ProcessPlan,
+)
 from pycri.model.resources import HugepageLimit, Resources
-from pycri.model.security import ContainerSecurity, NamespaceMode, NamespaceModes, User
+from pycri.model.seccomp import SeccompProgram
+from pycri.model.security import (
+    ContainerSecurity,
+    IdMapping,
+    IdMappings,
+    NamespaceMode,
+    NamespaceModes,
+    User,
+)
 from pycri.plan.container import ContainerInputs, plan_container
 from pycri.plan.oci import Bundle, render_config
+from pycri.plan.seccomp import select_rules
+from pycri.plan.seccomp_default import default_profile
 from tests.unit.plan.samples import container_inputs, container_spec, host_v1, host_v2, pod_spec
 
 BUNDLE = Bundle(rootfs="/bundle/root", cgroup="/pycri/pod/ctr", pid_namespace="/proc/7/ns/pid")
@@ -168,14 +186,58 @@ def test_a_link_that_no_oci_runtime_makes_is_refused() -> None:
         render_plan(msgspec.structs.replace(plan, steps=steps))
 
 
+def test_seccomp_rules_come_from_what_the_program_was_compiled_from() -> None:
+    plan = plan_container(container_inputs())
+    process = msgspec.structs.replace(plan.process, seccomp=SeccompProgram(instructions=b""))
+    plan = msgspec.structs.replace(plan, process=process)
+    with pytest.raises(Unsupported, match="seccomp"):
+        render_plan(plan)
+    rules = select_rules(default_profile(), frozenset(), "amd64", (6, 12))
+    config = msgspec.json.decode(
+        render_config(plan, msgspec.structs.replace(BUNDLE, seccomp=rules))
+    )
+    seccomp = config["linux"]["seccomp"]
+    assert seccomp["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert seccomp["defaultErrnoRet"] == rules.default_errno
+    assert len(seccomp["syscalls"]) == len(rules.rules)
+    conditional = [rule for rule in seccomp["syscalls"] if rule["args"]]
+    assert set(conditional[0]["args"][0]) == {"index", "value", "valueTwo", "op"}
+
+
+def test_a_user_namespace_is_joined_and_its_ids_are_told() -> None:
+    lines = (IdMapping(host_id=100_000, container_id=0, length=65536),)
+    ids = IdMappings(uids=lines, gids=lines)
+    plan = plan_container(container_inputs())
+    plan = msgspec.structs.replace(
+        plan,
+        user_namespace=JoinUserNamespace(path="/pins/user", ids=ids),
+        steps=(*plan.steps, BindMount(source="/x", target="/y", ids=ids)),
+    )
+    config = render_plan(plan)
+    told = [{"containerID": 0, "hostID": 100_000, "size": 65536}]
+    assert {"type": "user", "path": "/pins/user"} in config["linux"]["namespaces"]
+    assert config["linux"]["uidMappings"] == config["linux"]["gidMappings"] == told
+    assert mounts_at(config, "/y")[0]["uidMappings"] == told
+
+
+def test_an_image_is_an_overlay_of_its_layers_and_a_part_of_one_is_refused() -> None:
+    plan = plan_container(container_inputs())
+    image = MountImage(layers=("/l/2", "/l/1"), target="/image", empty="/empty")
+    config = render_plan(msgspec.structs.replace(plan, steps=(*plan.steps, image)))
+    assert mounts_at(config, "/image")[0]["options"] == ["ro", "lowerdir=/l/2:/l/1:/empty"]
+    part = msgspec.structs.replace(image, sub_path="etc")
+    with pytest.raises(Unsupported, match="/etc of"):
+        render_plan(msgspec.structs.replace(plan, steps=(*plan.steps, part)))
+
+
 def test_every_field_of_a_plan_is_known_to_the_renderer() -> None:
     """A new field must be rendered, or be named here as one that OCI has no part in."""
     assert set(ProcessPlan.__struct_fields__) == {
         "args", "env", "cwd", "user", "capabilities", "no_new_privs", "terminal",
-        "oom_score_adj", "rlimits",
+        "oom_score_adj", "rlimits", "seccomp", "apparmor_profile", "selinux_label",
     }  # fmt: skip
     # id, stdin and log_path are the caller's; pid_target is Bundle.pid_namespace.
     assert set(ContainerPlan.__struct_fields__) == {
         "id", "cgroup", "pid_namespace", "pid_target", "namespaces", "new_namespaces", "steps",
-        "process", "stdin", "log_path",
+        "process", "stdin", "log_path", "user_namespace",
     }  # fmt: skip
