@@ -28,7 +28,11 @@ from pycri.model.ids import ContainerId
 from pycri.model.image import Image
 from pycri.model.plan import BindMount, ContainerPlan, MakeDirectory, MountOverlay
 from pycri.model.pod import PodRecord
+from pycri.model.seccomp import SeccompFilter
+from pycri.model.security import CAPABILITY_NAMES
 from pycri.plan.oci import Bundle, render_config
+from pycri.plan.seccomp import select_rules
+from pycri.plan.seccomp_default import default_profile
 from pycri.pods.foundation import Foundation
 from pycri.pods.layout import Layout
 from pycri.pods.planning import Planner
@@ -110,7 +114,10 @@ def run_plan(node: Node, runtime: str, container: str) -> str:
         if plan.pid_target:
             pid_namespace = f"/proc/{_init_pid(node, plan.pid_target)}/ns/pid"
         bundle = Bundle(
-            rootfs=str(folder / "root"), cgroup=record.cgroup, pid_namespace=pid_namespace
+            rootfs=str(folder / "root"),
+            cgroup=record.cgroup,
+            pid_namespace=pid_namespace,
+            seccomp=_default_filter(plan) if plan.process.seccomp else None,
         )
         (folder / "config.json").write_bytes(render_config(plan, bundle))
         command = [*_launcher(plan, folder), *_invocation(runtime, folder, record.id)]
@@ -118,6 +125,14 @@ def run_plan(node: Node, runtime: str, container: str) -> str:
     finally:
         _remove_groups(plan)
         shutil.rmtree(folder)
+
+
+def _default_filter(plan: ContainerPlan) -> SeccompFilter:
+    """Return what our default profile is for a plan; the tests use no other."""
+    bounding = plan.process.capabilities.bounding
+    names = frozenset(CAPABILITY_NAMES[number] for number in bounding)
+    host = probe_host()
+    return select_rules(default_profile(), names, host.architecture, host.kernel)
 
 
 def _prepare(plan: ContainerPlan, folder: Path) -> None:
