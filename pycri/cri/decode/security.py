@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Namespaces, identities, capabilities and profiles of pods and containers.
 
-What would confine a container more than pycri does yet (localhost profiles, SELinux labels) is
-refused, never ignored.
+Profiles of the node are decoded by name; whether there is such a one is for `pods/profiles.py`.
 """
 
 import re

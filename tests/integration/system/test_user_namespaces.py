@@ -127,7 +127,7 @@ def test_a_mount_can_have_a_map_of_its_own(node: Node, images: Images) -> None:
     (folder / "file").write_text("")
     os.chown(folder / "file", 40, 41)
     lines = [{"host_id": HOST_ID + 70, "container_id": 40, "length": 2}]
-    mount = {"host_path": str(folder), "container_path": "/data"}
+    mount: dict[str, Any] = {"host_path": str(folder), "container_path": "/data"}
     mount |= {"uidMappings": lines, "gidMappings": lines}
     container = node.run_container(run_pod(node), images["busybox"], command=SLEEP, mounts=[mount])
     assert node.shell(container, "stat -c %u:%g /data/file") == "70:71\n"

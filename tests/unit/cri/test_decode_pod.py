@@ -177,11 +177,11 @@ INVALID: list[tuple[Change, str]] = [
     (namespaces(pid=8), f"{CONTEXT}.namespace_options.pid"),
     (set_userns(pb.CONTAINER), f"{CONTEXT}.namespace_options.userns_options.mode"),
     (set_userns(pb.NODE, mapped=True), f"{CONTEXT}.namespace_options.userns_options.uids"),
+    (set_userns(pb.POD), f"{CONTEXT}.namespace_options.userns_options.uids"),
+    (set_userns(pb.POD, mapped=True), f"{CONTEXT}.namespace_options.userns_options.gids"),
 ]
 
 UNSUPPORTED: list[tuple[Change, str]] = [
-    (set_userns(pb.POD), f"{CONTEXT}.namespace_options.userns_options.mode"),
-    (security(selinux_options=pb.SELinuxOption(level="s0")), f"{CONTEXT}.selinux_options"),
     (
         merge(port_mappings=[pb.PortMapping(container_port=80, host_port=8080)]),
         "config.port_mappings[1].host_port",

@@ -14,7 +14,7 @@ from pycri.plan.sandbox import PodPaths, pod_pins
 
 POD_ID = PodId("a1" * 32)
 CONTAINER_ID = ContainerId("c2" * 32)
-PINS = {kind: f"/run/pycri/ns/pod/{kind}" for kind in ("net", "ipc", "uts")}
+PINS = {kind: f"/run/pycri/ns/pod/{kind}" for kind in ("net", "ipc", "uts", "user")}
 
 
 def host_v2(**changes: Any) -> HostFacts:
@@ -34,6 +34,7 @@ def host_v2(**changes: Any) -> HostFacts:
         "apparmor": False,
         "selinux": False,
         "swap_limits": True,
+        "user_namespaces": True,
     }
     return HostFacts(**(facts | changes))
 

@@ -14,7 +14,14 @@ from pycri.model.host import HostFacts
 from pycri.model.image import ImageConfig
 from pycri.model.pod import PodSpec
 from pycri.model.resources import HugepageLimit, Resources
-from pycri.model.security import ContainerSecurity, NamespaceMode, NamespaceModes, User
+from pycri.model.security import (
+    ContainerSecurity,
+    IdMapping,
+    IdMappings,
+    NamespaceMode,
+    NamespaceModes,
+    User,
+)
 from pycri.plan.container import ContainerInputs, plan_container
 from pycri.plan.devices import HostDevice
 from pycri.plan.sandbox import plan_sandbox
@@ -36,6 +43,8 @@ HOST_MODES = NamespaceModes(
     network=NamespaceMode.NODE, pid=NamespaceMode.NODE, ipc=NamespaceMode.NODE
 )
 OWN_PID = NamespaceModes(pid=NamespaceMode.CONTAINER)
+MAP = (IdMapping(host_id=131_072, container_id=0, length=65_536),)
+MAPPED = NamespaceModes(pid=NamespaceMode.CONTAINER, user=IdMappings(uids=MAP, gids=MAP))
 
 NGINX = container_spec(
     args=("--quiet",),
@@ -103,7 +112,23 @@ def privileged(host: HostFacts) -> ContainerInputs:
     )
 
 
+def mapped(host: HostFacts) -> ContainerInputs:
+    return container_inputs(
+        pod=pod_spec(cgroup_parent=KUBEPODS, namespaces=MAPPED),
+        spec=container_spec(
+            mounts=(
+                Mount(container_path="/data", host_path="/srv/data", ids=MAPPED.user),
+                Mount(container_path="/plain", host_path="/srv/plain"),
+            ),
+            security=ContainerSecurity(namespaces=MAPPED, masked_paths=("/proc/kcore",)),
+        ),
+        user=User(uid=101, gid=101, groups=(101, 7)),
+        host=host,
+    )
+
+
 CONTAINERS = {
+    "container-mapped-v2": mapped(host_v2()),
     "container-plain-v2": container_inputs(),
     "container-nginx-v2": nginx(host_v2()),
     "container-nginx-v1": nginx(host_v1()),
@@ -113,6 +138,7 @@ CONTAINERS = {
 SANDBOXES: dict[str, tuple[PodSpec, HostFacts]] = {
     "sandbox-shared-pid": (pod_spec(sysctls={"kernel.shm_rmid_forced": "1"}), host_v1()),
     "sandbox-kubelet": (pod_spec(cgroup_parent=KUBEPODS, namespaces=OWN_PID), host_v2()),
+    "sandbox-mapped": (pod_spec(cgroup_parent=KUBEPODS, namespaces=MAPPED), host_v2()),
     "sandbox-host": (pod_spec(hostname="", namespaces=HOST_MODES), host_v2()),
 }
 
