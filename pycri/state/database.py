@@ -16,7 +16,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -91,6 +91,24 @@ class Database:
 
 async def _run(writer: ThreadPoolExecutor, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(writer, call)
+
+
+def read_database(path: Path, work: Callable[[sqlite3.Connection], T]) -> T | None:
+    """Return what `work` reads from the file at `path`, which a daemon may be writing.
+
+    None where there is no such file. Raises: Unsupported, if another version has written it.
+    """
+    if not path.exists():
+        return None
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with (
+        _translated(),
+        closing(sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S)) as connection,
+    ):
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != len(MIGRATIONS):
+            raise errors.Unsupported(f"{path} has version {version}, not {len(MIGRATIONS)}")
+        return work(connection)
 
 
 def _open(path: Path) -> sqlite3.Connection:

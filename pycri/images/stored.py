@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a node as its database has them, for who only looks and is not the daemon."""
+
+import os
+from pathlib import Path
+
+from pycri.images.names import ImageNames
+from pycri.model.ids import Digest
+from pycri.model.image import Image
+from pycri.state.database import read_database
+from pycri.state.records import load_images
+
+
+class StoredImages:
+    """Images by name, and where their layers are. directory: `layers/` is in it."""
+
+    def __init__(self, directory: Path, images: list[Image]) -> None:
+        self._layers = directory / "layers"
+        self._names = ImageNames()
+        for image in images:
+            self._names.put(image)
+
+    @classmethod
+    def read(cls, directory: Path, database: Path) -> "StoredImages":
+        """Read them; a node without a database has none. Raises: Unsupported, Unavailable."""
+        return cls(directory, read_database(database, load_images) or [])
+
+    def find(self, name: str) -> Image | None:
+        """Return the image a user means, if all its layers are there."""
+        image = self._names.find(name)
+        if image is None or not all(map(os.path.isdir, self.layer_folders(image.layers))):
+            return None
+        return image
+
+    def layer_folders(self, layers: tuple[Digest, ...]) -> tuple[str, ...]:
+        """Return the folders of layers, given bottom first, topmost first (as in `store.py`)."""
+        topmost_first = dict.fromkeys(reversed(layers))
+        return tuple(str(self._layers / layer.removeprefix("sha256:")) for layer in topmost_first)
