@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SELinux labels: whose counts, and when none does."""
+
+from pycri.model.security import ContainerSecurity
+from pycri.plan.container import plan_container
+from tests.unit.plan.samples import container_inputs, host_v2, pod_spec
+
+OWN = ContainerSecurity(selinux_label="u:r:own:s0")
+POD = pod_spec(selinux_label="u:r:pod:s0", privileged=True)
+WITH = host_v2(selinux=True)
+
+
+def test_a_container_has_its_own_label_or_its_pod_s() -> None:
+    own = plan_container(container_inputs(security=OWN, pod=POD, host=WITH))
+    assert own.process.selinux_label == "u:r:own:s0"
+    pods = plan_container(container_inputs(pod=POD, host=WITH))
+    assert pods.process.selinux_label == "u:r:pod:s0"
+
+
+def test_a_privileged_container_and_a_node_without_selinux_have_none() -> None:
+    privileged = ContainerSecurity(selinux_label="u:r:own:s0", privileged=True)
+    plan = plan_container(container_inputs(security=privileged, pod=POD, host=WITH))
+    assert plan.process.selinux_label == ""
+    assert plan_container(container_inputs(security=OWN, pod=POD)).process.selinux_label == ""
