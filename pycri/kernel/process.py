@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes: fork, identity, exit codes, limits. The only user of os.fork."""
 
+import errno
 import gc
 import os
 import resource
@@ -8,6 +9,8 @@ import signal
 from collections.abc import Callable
 
 import prctl
+
+from pycri.kernel.syscalls import join_session_keyring
 
 FORKED_CHILD_FAILED = 127
 
@@ -78,6 +81,16 @@ def become_subreaper() -> None:
 def hide_from_tracing() -> None:
     """Clear the dumpable flag: nobody in a namespace we join may ptrace us or read our memory."""
     prctl.set_dumpable(0)
+
+
+def leave_keyring() -> None:
+    """Leave the session keyring, which is our parent's and may hold keys of the host's, for an
+    empty one (session-keyring(7)). A kernel without keys is fine."""
+    try:
+        join_session_keyring()
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
 
 
 def set_limit(name: str, soft: int, hard: int) -> None:

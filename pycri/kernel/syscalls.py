@@ -67,11 +67,13 @@ _fsmount = _syscall(_int, _uint, _uint)
 _openat2 = _syscall(_int, _char_p, _void_p, _size)
 _mount_setattr = _syscall(_int, _char_p, _uint, _void_p, _size)
 _pivot_root = _syscall(_char_p, _char_p)
+_keyctl = _syscall(_int, _ulong)
 _bpf = _syscall(_int, _void_p, _uint)
 _seccomp = _syscall(_uint, _uint, _void_p)
 _capset = _prototype("capset", _int, _void_p, _void_p)
 
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
 
@@ -259,6 +261,9 @@ class Resolve(enum.IntFlag):
     IN_ROOT = 0x10
 
 
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = (
         ("flags", ctypes.c_uint64),
@@ -277,6 +282,11 @@ def openat2(dirfd: int, path: str, flags: int, mode: int, resolve: Resolve) -> i
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2)."""
     _check(_pivot_root(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
+
+
+def join_session_keyring() -> None:
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING without a name: a new, empty one."""
+    _check(_keyctl(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, 0))
 
 
 def sethostname(name: str) -> None:

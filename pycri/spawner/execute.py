@@ -32,6 +32,8 @@ def execute(
     _set_stdio(plan, stdio)
     report.doing(f"working directory {plan.cwd}")
     _enter_directory(plan.cwd)
+    report.doing("session keyring")
+    process.leave_keyring()
     report.doing("identity")
     _set_identity(plan, last)
     process.reset_signals()
