@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from pycri.model.host import HostFacts
+from pycri.model.security import DEFAULT_APPARMOR
 
 REFERENCE_KERNEL = (6, 1)
 _NEEDED_CAPABILITIES = (
@@ -89,6 +90,8 @@ def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
     yield _capabilities(facts)
     yield _oom(facts)
     yield _exits(facts)
+    yield _apparmor(facts)
+    yield _selinux(facts)
 
 
 def _kernel(facts: HostFacts) -> Finding:
@@ -155,6 +158,21 @@ def _oom(facts: HostFacts) -> Finding:
         )
         return Finding(subject="oom_score_adj", verdict=Verdict.LIMITED, text=text)
     return Finding(subject="oom_score_adj", verdict=Verdict.GOOD, text="can be set at will")
+
+
+def _apparmor(facts: HostFacts) -> Finding:
+    # A node without it is none the worse: distributions have the one or the other.
+    text = "is not there: containers that name a profile of it are refused"
+    if facts.apparmor:
+        text = f"is there; RuntimeDefault is the profile {DEFAULT_APPARMOR}, where that is loaded"
+    return Finding(subject="apparmor", verdict=Verdict.GOOD, text=text)
+
+
+def _selinux(facts: HostFacts) -> Finding:
+    text = "is not there: labels that containers ask for mean nothing"
+    if facts.selinux:
+        text = "is there: processes get their labels, files of images keep the node's"
+    return Finding(subject="selinux", verdict=Verdict.GOOD, text=text)
 
 
 def _exits(facts: HostFacts) -> Finding:

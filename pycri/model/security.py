@@ -51,6 +51,10 @@ CAPABILITY_NAMES = (
 """Every capability by its number (linux/capability.h)."""
 
 
+DEFAULT_APPARMOR = "pycri-default"
+"""The profile that RuntimeDefault means, if an administrator has loaded one of this name."""
+
+
 class NamespaceMode(enum.Enum):
     """CRI NamespaceMode."""
 

@@ -13,13 +13,17 @@ from pycri.kernel.lsm import read_apparmor_profiles
 from pycri.kernel.seccomp_compiler import compile_filter
 from pycri.model.host import HostFacts
 from pycri.model.seccomp import SeccompProfile, SeccompProgram
-from pycri.model.security import CAPABILITY_NAMES, ContainerSecurity, ProfileType
+from pycri.model.security import (
+    CAPABILITY_NAMES,
+    DEFAULT_APPARMOR,
+    ContainerSecurity,
+    ProfileType,
+)
 from pycri.plan.seccomp import parse_profile, select_rules
 from pycri.plan.seccomp_default import default_profile
 from pycri.plan.security import plan_capabilities
 
 FILE_LIMIT = 1 << 20
-DEFAULT_APPARMOR = "pycri-default"
 _SECCOMP = "config.linux.security_context.seccomp.localhost_ref"
 _APPARMOR = "config.linux.security_context.apparmor.localhost_ref"
 _CACHED = 256
