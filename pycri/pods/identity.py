@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who a container's process is: the image's own passwd and group files, read from its layers.
 
-Each file is taken from the topmost layer that has it, opened beneath that layer and bounded in
-size, so that neither a link nor a huge file in an image does harm. No root file system has to be
-mounted for it. Results are kept per image: its layers never change.
+Each file is looked up in the layers as an overlay would show them, and bounded in size, so that
+neither a link nor a huge file in an image does harm. No root file system has to be mounted for it.
+Results are kept per image: its layers never change.
 """
 
-import os
-import stat
-
 from pycri.errors import InvalidRequest
-from pycri.kernel.paths import open_beneath
+from pycri.images.merged import read_merged_file
 from pycri.model.ids import ImageId
 from pycri.model.image import Image
 from pycri.model.security import ContainerSecurity, User
@@ -31,38 +28,26 @@ class Identities:
     ) -> tuple[User, str]:
         """Return the user and its home directory. layers: host folders, topmost first.
 
-        Raises: InvalidRequest for a name the image does not know.
+        Raises: InvalidRequest for a name the image does not know, and for a user file that is a
+            link to nothing, no plain file, or larger than FILE_LIMIT.
         """
         files = self._files.get(image.id)
         if files is None:
             if len(self._files) >= _CACHED_IMAGES:
                 self._files.clear()
-            files = read_file(layers, "etc/passwd"), read_file(layers, "etc/group")
+            files = _read_file(layers, "etc/passwd"), _read_file(layers, "etc/group")
             self._files[image.id] = files
         passwd, group = files
         user = resolve_user(security, image.config.user, passwd, group)
         return user, home_directory(user, passwd)
 
 
-def read_file(layers: tuple[str, ...], path: str) -> bytes:
-    """Return a regular file as the stacked layers show it; b"" when there is none.
-
-    Raises: InvalidRequest when it is larger than FILE_LIMIT.
-    """
-    for layer in layers:
-        root_fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fd = open_beneath(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except (FileNotFoundError, NotADirectoryError, OSError):
-            continue
-        finally:
-            os.close(root_fd)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                # A whiteout (a 0/0 device) or anything else that is no such file.
-                return b""
-            content = file.read(FILE_LIMIT + 1)
-        if len(content) > FILE_LIMIT:
-            raise InvalidRequest("config.image", f"its /{path} is larger than {FILE_LIMIT} bytes")
-        return content
-    return b""
+def _read_file(layers: tuple[str, ...], path: str) -> bytes:
+    """Return a file of the image; b"" when there is none."""
+    try:
+        content = read_merged_file(layers, path, FILE_LIMIT + 1)
+    except OSError as error:
+        raise InvalidRequest("config.image", f"its /{path} {error.strerror}") from error
+    if content is not None and len(content) > FILE_LIMIT:
+        raise InvalidRequest("config.image", f"its /{path} is larger than {FILE_LIMIT} bytes")
+    return content or b""
