@@ -5,6 +5,11 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about what else the host does than about the code.
+settings.register_profile("pycri", deadline=None)
+settings.load_profile("pycri")
 
 
 @pytest.fixture(autouse=True)
