@@ -14,6 +14,7 @@ from pycri.model.host import HostFacts
 from pycri.model.security import DEFAULT_APPARMOR
 
 REFERENCE_KERNEL = (6, 1)
+KUBELET_DIR = "/var/lib/kubelet"
 _NEEDED_CAPABILITIES = (
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -45,11 +46,15 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What HostFacts does not hold. filesystems: of /proc/filesystems; nft: its path or None."""
+    """What HostFacts does not hold. filesystems: of /proc/filesystems; nft: its path or None.
+
+    propagation: of the mount the kubelet's folder is on, as `mounts.read_propagation` has it.
+    """
 
     root: bool
     filesystems: frozenset[str]
     nft: str | None
+    propagation: frozenset[str] = frozenset()
 
 
 @click.command()
@@ -75,9 +80,16 @@ def _read_surroundings() -> Surroundings:
     import os
     import shutil
 
+    from pycri.kernel.mounts import read_propagation
+
     with open("/proc/filesystems", encoding="ascii") as file:
         names = frozenset(line.split()[-1] for line in file if line.strip())
-    return Surroundings(root=os.geteuid() == 0, filesystems=names, nft=shutil.which("nft"))
+    return Surroundings(
+        root=os.geteuid() == 0,
+        filesystems=names,
+        nft=shutil.which("nft"),
+        propagation=read_propagation(KUBELET_DIR if os.path.isdir(KUBELET_DIR) else "/"),
+    )
 
 
 def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
@@ -92,6 +104,17 @@ def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
     yield _exits(facts)
     yield _apparmor(facts)
     yield _selinux(facts)
+
+
+def _propagation(surroundings: Surroundings) -> Finding:
+    subject = "propagation"
+    if "shared" in surroundings.propagation:
+        return Finding(subject=subject, verdict=Verdict.GOOD, text="the host's mounts are shared")
+    text = (
+        f"{KUBELET_DIR} is on a mount that is not shared: volumes with mountPropagation"
+        " Bidirectional or HostToContainer are refused (mount --make-rshared /)"
+    )
+    return Finding(subject=subject, verdict=Verdict.LIMITED, text=text)
 
 
 def _kernel(facts: HostFacts) -> Finding:

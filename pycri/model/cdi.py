@@ -5,9 +5,15 @@ Source: CDI SPEC.md, versions 0.3.0 to 1.0.0. The first half has the names and t
 file, in JSON or YAML; a field it does not know makes a file unreadable, as with CDI's own library.
 """
 
+from typing import Annotated
+
 import msgspec
 
 from pycri.model.plan import BindMount, MountFilesystem
+
+_Id = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 32) - 1)]
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
+"""Of a device; majors have 12 bits, minors 20."""
 
 
 class _Written(
@@ -23,12 +29,12 @@ class CdiNode(_Written, frozen=True, kw_only=True):
     path: str
     host_path: str = ""
     type: str = ""
-    major: int = 0
-    minor: int = 0
+    major: _Number = 0
+    minor: _Number = 0
     file_mode: int | None = None
     permissions: str = ""
-    uid: int | None = None
-    gid: int | None = None
+    uid: _Id | None = None
+    gid: _Id | None = None
 
 
 class CdiMount(_Written, frozen=True, kw_only=True):
@@ -57,7 +63,7 @@ class CdiChanges(_Written, frozen=True, kw_only=True):
     device_nodes: tuple[CdiNode, ...] = ()
     mounts: tuple[CdiMount, ...] = ()
     hooks: tuple[CdiHook, ...] = ()
-    additional_gids: tuple[int, ...] = ()
+    additional_gids: tuple[_Id, ...] = ()
     intel_rdt: dict[str, str | bool] | None = None
 
 

@@ -35,6 +35,7 @@ _ATTRIBUTES = {"ro", "rro", "nosuid", "nodev", "noexec", "suid", "dev", "exec"}
 _PROPAGATIONS = {
     f"{recursive}{name}": name for name in ("private", "slave", "shared") for recursive in ("", "r")
 }
+_BINDS = ("", "bind", "none")
 _AS_IT_IS = {"rw", "defaults", "relatime", "bind", "rbind"}
 """Options that ask for what a mount has anyway, or that are read elsewhere."""
 
@@ -130,10 +131,13 @@ def _check_changes(changes: CdiChanges) -> None:
             # Not quoted: it may be a secret that lacks its name.
             raise ValueError("an entry of env is not NAME=VALUE")
     paths = [node.path for node in changes.device_nodes]
-    paths += [path for mount in changes.mounts for path in (mount.host_path, mount.container_path)]
+    paths += [mount.container_path for mount in changes.mounts]
+    paths += [mount.host_path for mount in changes.mounts if mount.type in _BINDS]
     for path in paths:
         if "\0" in path or not path.startswith("/"):
             raise ValueError(f"{path!r} is not an absolute path")
+    if "/" in {clean_path(mount.container_path) for mount in changes.mounts}:
+        raise ValueError("a mount takes the place of the container's root")
     for node in changes.device_nodes:
         if not _ACCESS.fullmatch(node.permissions):
             raise ValueError(f"permissions {node.permissions!r} are not among r, w, m")
@@ -184,7 +188,7 @@ def _mount(found: FoundDevice, mount: CdiMount) -> BindMount | MountFilesystem:
         return MountFilesystem(
             filesystem="tmpfs", target=target, options=tuple(others), attributes=attributes
         )
-    if mount.type not in ("", "bind", "none"):
+    if mount.type not in _BINDS:
         raise Unsupported(f"{found.field}: {found.name}: a mount of type {mount.type!r}")
     unknown = [option for option in others if option not in _PROPAGATIONS]
     if unknown:

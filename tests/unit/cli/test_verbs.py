@@ -45,7 +45,12 @@ HOST = HostFacts(
     apparmor=False,
     selinux=False,
 )
-AROUND = Surroundings(root=True, filesystems=frozenset({"overlay"}), nft="/usr/sbin/nft")
+AROUND = Surroundings(
+    root=True,
+    filesystems=frozenset({"overlay"}),
+    nft="/usr/sbin/nft",
+    propagation=frozenset({"shared"}),
+)
 
 
 def test_version_is_the_packages() -> None:
@@ -98,6 +103,7 @@ def test_a_good_host_has_nothing_to_complain_of() -> None:
         ({"cgroup_controllers": frozenset()}, {}, "cgroups", Verdict.FATAL),
         ({"cgroup_controllers": frozenset({"cpu"})}, {}, "cgroup memory", Verdict.LIMITED),
         ({"capabilities": frozenset()}, {}, "capabilities", Verdict.FATAL),
+        ({}, {"propagation": frozenset({"master"})}, "propagation", Verdict.LIMITED),
         ({"min_oom_score_adj": 0}, {}, "oom_score_adj", Verdict.LIMITED),
         ({"pidfd_exit_info": False}, {}, "exit codes", Verdict.LIMITED),
         ({}, {"filesystems": frozenset()}, "overlay", Verdict.LIMITED),

@@ -155,6 +155,7 @@ def test_an_unknown_mount_option_is_named() -> None:
         (spec({"deviceNodes": [{"path": "dev"}]}), "'dev' is not an absolute path"),
         (spec({"deviceNodes": [{**NODE, "permissions": "x"}]}), "permissions 'x'"),
         (spec(shared={"mounts": [{"hostPath": "/a", "containerPath": "b"}]}), "'b' is not"),
+        (spec(shared={"mounts": [{"hostPath": "/a", "containerPath": "/./"}]}), "root"),
     ],
 )
 def test_a_file_that_says_what_it_may_not_is_refused(file: CdiSpec, words: str) -> None:
