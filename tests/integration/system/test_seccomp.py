@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from pycri.cri.api import runtime_v1_pb2 as cri
+from pycri.model.seccomp import SeccompFlag
 from tests.world.daemon import Node, refused
 from tests.world.images import Images
 
@@ -105,7 +106,41 @@ def test_loading_the_filter_leaves_no_capability_behind(
     }
 
 
-def test_the_default_filter_stops_what_even_its_capability_would_allow_to_nobody(
+@pytest.mark.parametrize("no_new_privs", [False, True])
+def test_a_container_in_a_user_namespace_is_filtered_too(
+    no_new_privs: bool, node: Node, images: Images
+) -> None:
+    ids = [{"host_id": 200_000, "container_id": 0, "length": 65536}]
+    own = {"mode": cri.POD, "uids": ids, "gids": ids}
+    pod = node.run_pod("mapped", namespaces={"userns_options": own})
+    security = {**DEFAULT, "no_new_privs": no_new_privs}
+    container = node.run_container(
+        pod, images["busybox"], command=["sleep", "60"], security=security
+    )
+    assert status_fields(node.shell(container, FIELDS))["Seccomp"] == 2
+
+
+def test_what_cannot_be_executed_under_a_filter_fails_the_start(node: Node, images: Images) -> None:
+    pod = node.run_pod("format")
+    for name, command in (("missing", "no-such-program"), ("data", "/etc/passwd")):
+        with refused(grpc.StatusCode.INTERNAL, command):
+            node.run_container(
+                pod, images["busybox"], name=name, command=[command], security=DEFAULT
+            )
+
+
+@pytest.mark.parametrize("no_new_privs", [False, True])
+def test_every_flag_is_taken(
+    no_new_privs: bool, node: Node, images: Images, write: Write
+) -> None:
+    path = write("SCMP_ACT_ERRNO", CHMOD, flags=[flag.value for flag in SeccompFlag])
+    pod = node.run_pod("flags")
+    security = {**localhost(path), "no_new_privs": no_new_privs}
+    output = node.run_to_end(pod, images["busybox"], command=FIELDS, security=security)
+    assert status_fields(output)["Seccomp"] == 2
+
+
+def test_the_default_filter_lets_nobody_make_namespaces_but_with_sys_admin(
     node: Node, images: Images
 ) -> None:
     pod = node.run_pod("unshare")
