@@ -102,6 +102,7 @@ def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
     yield _capabilities(facts)
     yield _oom(facts)
     yield _exits(facts)
+    yield _propagation(surroundings)
     yield _apparmor(facts)
     yield _selinux(facts)
 
