@@ -73,8 +73,8 @@ def order_writes(writes: _Writes, old: dict[str, str]) -> _Writes:
 
     old: the content of each file now.
 
-    - Version 1 refuses memory above memory-plus-swap (memory.rst, 2.4), so a rise beyond the old
-      sum begins with the sum, and any other change with memory.
+    - Version 1 refuses memory above memory-plus-swap (memory.rst, Swap Extension), so a rise beyond
+      the old sum begins with the sum, and any other change with memory.
     - Version 1 refuses a share of CPU time, quota by period, above the parent's (sched-bwc.rst,
       "Hierarchical considerations"), so a longer period comes before the quota and a shorter one
       after it: the share between is never above both the old and the new one.

@@ -101,7 +101,7 @@ SUMS = (64, 96, 128, 256)
 def test_memory_never_passes_the_sum_on_the_way_there_and_back(
     old: tuple[int, int], new: tuple[int, int]
 ) -> None:
-    """cgroup-v1/memory.rst 2.4 and 8.2: memory.limit_in_bytes is at most memory.memsw's."""
+    """cgroup-v1/memory.rst, Swap Extension: memory.limit_in_bytes is at most memory.memsw's."""
     files = ("/c/memory.limit_in_bytes", "/c/memory.memsw.limit_in_bytes")
     state = dict(zip(files, map(str, old), strict=True))
     writes = tuple(zip(files, map(str, new), strict=True))
@@ -150,7 +150,7 @@ def test_a_limit_below_what_is_held_is_refused_by_field() -> None:
 
 
 def test_pages_of_files_are_not_held() -> None:
-    """cgroup-v1/memory.rst 5.2: "total_" counts what lies below too; cgroup-v2.rst always does."""
+    """cgroup-v1/memory.rst, stat file: "total_" is with what lies below, as all is in version 2."""
     assert held_bytes(100, {"inactive_file": 30, "active_file": 20}) == 50
     stat = {"inactive_file": 1, "total_inactive_file": 30, "total_active_file": 20}
     assert held_bytes(100, stat) == 50
