@@ -172,6 +172,25 @@ def test_the_status_tells_which_image_it_is(own_node: Node, images: Images, data
     assert (shown.image_sub_path, shown.readonly, shown.host_path) == ("data", True, "")
 
 
+@pytest.mark.parametrize("sub_path", ["", "data"])
+def test_an_image_is_a_volume_in_a_user_namespace_too(
+    sub_path: str, node: Node, images: Images, data: str
+) -> None:
+    node.pull(data)
+    line = [{"host_id": 231072, "container_id": 0, "length": 65536}]
+    own = {"mode": cri.POD, "uids": line, "gids": line}
+    pod = node.run_pod("mapped", namespaces={"userns_options": own})
+    container = node.run_container(
+        pod,
+        images["busybox"],
+        command=["sleep", "600"],
+        mounts=[volume(data, image_sub_path=sub_path)],
+    )
+    file = "/volume/kept" if sub_path else "/volume/data/kept"
+    assert node.shell(container, f"cat {file}; stat -c %u:%g {file}") == "kept\n0:0\n"
+    assert node.exec(container, "touch", "/volume/new").exit_code != 0
+
+
 def layer_folders(node: Node) -> set[str]:
     return {p.name for p in (node.state_dir / "images/layers").iterdir() if p.name[0] != "."}
 
