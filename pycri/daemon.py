@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pycri.config import Settings
@@ -44,6 +45,7 @@ from pycri.runtimes.client import SpawnerClient
 from pycri.state.database import Database
 
 _log = Log("daemon")
+_BLOCKING_CALLS_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,8 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # For calls that may block on the disk or on a dying process; the default, by cores, is too few.
+    loop.set_default_executor(ThreadPoolExecutor(_BLOCKING_CALLS_AT_ONCE, "blocking"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with _application(settings, host, spawner_socket) as app:
