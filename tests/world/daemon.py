@@ -428,6 +428,13 @@ class Node:
         assert done.exit_code == 0, f"{script}: {done.exit_code} {done.stderr.decode()}"
         return done.stdout.decode()
 
+    def touch(self, container: str, path: str) -> None:
+        """Make a file in a running container's root, from outside.
+
+        An exec whose file makes the first process end is killed with it, at times before its own end.
+        """
+        Path(f"/proc/{self.pid(container)}/root{path}").touch()
+
     def log(self, container: str) -> list[LogLine]:
         """Return the lines of a container's log file."""
         return parse_log(Path(self.status(container).log_path).read_text())
