@@ -431,7 +431,7 @@ class Node:
     def touch(self, container: str, path: str) -> None:
         """Make a file in a running container's root, from outside.
 
-        An exec whose file makes the first process end is killed with it, at times before its own end.
+        An exec that makes the first process end is killed with it, at times before its own end.
         """
         Path(f"/proc/{self.pid(container)}/root{path}").touch()
 
