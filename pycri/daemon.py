@@ -202,7 +202,8 @@ async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.sock
 @contextlib.contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
     """Hold the lock of the state folder: two daemons on it would undo each other's work."""
-    os.makedirs(settings.state_dir, mode=0o711, exist_ok=True)
+    # Records hold the environments of containers, layers hold set-user-ID programs.
+    os.makedirs(settings.state_dir, mode=0o700, exist_ok=True)
     os.makedirs(settings.run_dir, mode=0o711, exist_ok=True)
     with open(f"{settings.state_dir}/lock", "w") as file:
         try:

@@ -6,6 +6,7 @@ but these dictionaries. A writer awaits the transaction first, so that what is s
 against the death of the daemon.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -34,6 +35,8 @@ class Catalogue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # A change is made from the record as it is: two at once must not lose one.
+        self._changing = asyncio.Lock()
         self._pods: dict[str, PodRecord] = {}
         self._containers: dict[str, ContainerRecord] = {}
         self._pod_names: dict[str, PodId] = {}
@@ -74,9 +77,10 @@ class Catalogue:
         self, pod_id: PodId, change: Callable[[PodRecord], PodRecord]
     ) -> PodRecord:
         """Replace a pod's record by `change` of it."""
-        pod = change(self._pods[pod_id])
-        await self._database.transact(lambda connection: save_pod(connection, pod))
-        self._pods[pod_id] = pod
+        async with self._changing:
+            pod = change(self._pods[pod_id])
+            await self._database.transact(lambda connection: save_pod(connection, pod))
+            self._pods[pod_id] = pod
         return pod
 
     async def remove_pod(self, pod_id: PodId) -> None:
@@ -119,9 +123,10 @@ class Catalogue:
         self, container_id: ContainerId, change: Callable[[ContainerRecord], ContainerRecord]
     ) -> ContainerRecord:
         """Replace a container's record by `change` of it."""
-        container = change(self._containers[container_id])
-        await self._database.transact(lambda connection: save_container(connection, container))
-        self._containers[container_id] = container
+        async with self._changing:
+            container = change(self._containers[container_id])
+            await self._database.transact(lambda connection: save_container(connection, container))
+            self._containers[container_id] = container
         return container
 
     async def remove_container(self, container_id: ContainerId) -> None:

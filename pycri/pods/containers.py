@@ -47,9 +47,7 @@ class Containers:
 
         Raises: NotFound (pod or image), WrongState, AlreadyExists, InvalidRequest.
         """
-        pod = self._catalogue.pod(pod_id)
-        if pod.state is not PodState.READY:
-            raise WrongState(f"pod sandbox {pod.id} is not ready")
+        pod = self._check_ready(pod_id)
         key = (pod.id, spec.metadata.name, spec.metadata.attempt)
         if key not in self._creating:
             existing = self._catalogue.container_named(*key)
@@ -74,8 +72,7 @@ class Containers:
             record = self._catalogue.container(record.id)
             if record.state is not ContainerState.CREATED:
                 raise WrongState(f"container {record.id} is {record.state.name}, not CREATED")
-            if self._catalogue.pod(record.pod_id).state is not PodState.READY:
-                raise WrongState(f"pod sandbox {record.pod_id} is not ready")
+            self._check_ready(record.pod_id)
             timeline = Timeline("StartContainer")
             try:
                 started = await self._spawn(record, timeline)
@@ -95,6 +92,12 @@ class Containers:
             return
         if record.state is ContainerState.RUNNING:
             await self._endings.stop(record, timeout_s)
+
+    async def stop_for_good(self, container_id: ContainerId) -> None:
+        """Kill a container of a stopped pod; a start under way is waited for, and ended too."""
+        async with self._endings.lock(container_id):
+            pass
+        await self.stop(container_id, 0)
 
     async def remove(self, container_id: str) -> None:
         """Kill the container if it runs, and remove all of it but its log; unknown is fine."""
@@ -142,6 +145,12 @@ class Containers:
             and wanted <= container.spec.labels.items()
         ]
 
+    def _check_ready(self, pod_id: str) -> PodRecord:
+        pod = self._catalogue.pod(pod_id)
+        if pod.state is not PodState.READY:
+            raise WrongState(f"pod sandbox {pod.id} is not ready")
+        return pod
+
     async def _create(self, pod: PodRecord, spec: ContainerSpec) -> ContainerId:
         timeline = Timeline("CreateContainer")
         container_id = ContainerId(secrets.token_hex(32))
@@ -167,6 +176,7 @@ class Containers:
             rollback.push("record", lambda: self._catalogue.remove_container(container_id))
             with timeline.stage("intent"):
                 await self._catalogue.add_container(record)
+            self._check_ready(pod.id)
             rollback.push("folders", lambda: self._remove_folders(container_id))
             with timeline.stage("folders"):
                 self._layout.make_container(container_id)

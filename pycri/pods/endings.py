@@ -23,7 +23,8 @@ _log = Log("endings")
 KILL_DEADLINE_S = 30.0
 """How long a killed process may take to end; one in uninterruptible sleep takes longer."""
 
-UNKNOWN_EXIT_CODE = 255
+UNKNOWN_SHOWN_AS = 255
+"""The exit code of a container whose own was lost; the reason says so."""
 
 
 class _Stopping:
@@ -59,21 +60,20 @@ class Endings:
         self._locks.pop(container_id, None)
 
     async def finish(self, record: ExitRecord) -> None:
-        """A container's process has ended: clean up after it, record how, tell those who wait."""
+        """A container's process has ended: end the rest, record how, tell those who wait."""
         container_id = ContainerId(record.id)
         async with self.lock(container_id):
             container = self._catalogue.container(container_id)
             if container.state is not ContainerState.EXITED:
-                oom_killed = await self.clean_up(container)
+                oom_killed = await asyncio.to_thread(self._end_processes, container.cgroup)
                 await self._record_end(container, record, oom_killed=oom_killed)
-        self._exits.tell(record)
+            self._exits.tell(record)
+            await asyncio.to_thread(self._remove_group, container.cgroup)
 
-    async def clean_up(self, container: ContainerRecord) -> bool:
-        """Kill what is left in the container's group and remove it.
-
-        Returns whether the kernel had killed a process of it for lack of memory.
-        """
-        return await asyncio.to_thread(self._clean_up, container.cgroup)
+    async def clean_up(self, container: ContainerRecord) -> None:
+        """Kill what is in the container's group and remove it."""
+        await asyncio.to_thread(self._end_processes, container.cgroup)
+        await asyncio.to_thread(self._remove_group, container.cgroup)
 
     async def stop(self, container: ContainerRecord, timeout_s: int) -> None:
         """End a running container: its stop signal, patience, then SIGKILL.
@@ -126,13 +126,11 @@ class Endings:
                 f"container {container.id} was killed and has not ended in {KILL_DEADLINE_S:.0f} s:"
                 f" process {container.pid} {await asyncio.to_thread(_describe, container.pid)}"
             )
-        # Raises when the spawner was lost meanwhile; the caller tries again.
-        ended.result()
 
     async def _record_end(
         self, container: ContainerRecord, record: ExitRecord, *, oom_killed: bool
     ) -> None:
-        code = record.exit_code if record.exit_code >= 0 else UNKNOWN_EXIT_CODE
+        code = record.exit_code if record.exit_code >= 0 else UNKNOWN_SHOWN_AS
         reason, message = _reason(record.exit_code, oom_killed=oom_killed)
         await self._catalogue.change_container(
             container.id,
@@ -149,12 +147,16 @@ class Endings:
         )
         _log.info("container ended", container=container.id, exit_code=code, reason=reason)
 
-    def _clean_up(self, cgroup: str) -> bool:
+    def _end_processes(self, cgroup: str) -> bool:
+        """Returns whether the kernel had killed a process of the group for lack of memory."""
         oom_killed = self._groups.oom_kills(cgroup) > 0
-        self._groups.kill(cgroup)
+        if not self._groups.kill(cgroup):
+            _log.warning("processes do not die", cgroup=cgroup)
+        return oom_killed
+
+    def _remove_group(self, cgroup: str) -> None:
         if not self._groups.remove(cgroup):
             _log.warning("cgroup still in use", cgroup=cgroup)
-        return oom_killed
 
 
 def _reason(exit_code: int, *, oom_killed: bool) -> tuple[str, str]:

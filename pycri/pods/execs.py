@@ -13,7 +13,7 @@ from pycri.errors import TimedOut, WrongState
 from pycri.kernel.fds import close_all
 from pycri.model.container import ContainerRecord, ContainerState, ExecResult
 from pycri.model.ids import TaskId
-from pycri.plan.cgroups import exec_cgroup_path
+from pycri.plan.cgroups import EXEC_GROUP_PREFIX, exec_cgroup_path
 from pycri.plan.container import plan_exec
 from pycri.pods.capture import Capture
 from pycri.pods.foundation import Foundation
@@ -75,5 +75,9 @@ class Execs:
 
 
 def leftover_groups(groups: Groups, record: ContainerRecord) -> list[str]:
-    """Return the groups of execs that a former daemon left in a container."""
-    return [f"{record.cgroup}/{name}" for name in groups.below(record.cgroup)]
+    """Return the groups of execs that a former daemon left in a container.
+
+    Others below it are the container's own doing: a systemd or a runtime in it.
+    """
+    names = (name for name in groups.below(record.cgroup) if name.startswith(EXEC_GROUP_PREFIX))
+    return [f"{record.cgroup}/{name}" for name in names]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The child of an exec: joins a running container and executes.
 
-All namespaces are joined by the container's pidfd in one call, so no path of the container is
-opened and a container that ends meanwhile is noticed (setns(2)).
+All namespaces are joined by the container's pidfd in one call, so none is looked up by a path and
+a container that ends meanwhile is noticed (setns(2)).
 """
 
 import os
@@ -12,8 +12,9 @@ from pycri.kernel import process, terminal
 from pycri.kernel.syscalls import Clone, setns
 from pycri.model.plan import ExecPlan
 from pycri.spawner.execute import execute
-from pycri.spawner.init import Surroundings, enter_cgroups
+from pycri.spawner.init import enter_cgroups
 from pycri.spawner.report import Report
+from pycri.spawner.surroundings import Surroundings
 
 _JOINED = Clone.NEWNS | Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWIPC | Clone.NEWNET
 
@@ -40,4 +41,4 @@ def start_exec(
         master, slave = terminal.open_terminal(root_fd)
         report.reached("terminal", (master,))
         stdio = (slave, slave, slave)
-    execute(plan.process, stdio, report, around.last_capability)
+    execute(plan.process, stdio, report, around)

@@ -11,22 +11,26 @@ from pycri.errors import SetupFailed
 from pycri.kernel import capabilities, process, terminal
 from pycri.model.plan import ProcessPlan
 from pycri.spawner.report import Report
+from pycri.spawner.surroundings import Surroundings
 
 
-def execute(plan: ProcessPlan, stdio: tuple[int, int, int], report: Report, last: int) -> NoReturn:
-    """Become the planned process. stdio: descriptors for 0, 1, 2; last: highest capability.
+def execute(
+    plan: ProcessPlan, stdio: tuple[int, int, int], report: Report, around: Surroundings
+) -> NoReturn:
+    """Become the planned process. stdio: descriptors for 0, 1, 2.
 
     Raises: SetupFailed or OSError; the caller reports them.
     """
     report.doing("stdio")
     _set_stdio(plan, stdio)
     report.doing("limits")
+    process.set_limit("RLIMIT_NOFILE", *around.files_limit)
     for name, soft, hard in plan.rlimits:
         process.set_limit(name, soft, hard)
     report.doing(f"working directory {plan.cwd}")
     _enter_directory(plan.cwd)
     report.doing("identity")
-    _set_identity(plan, last)
+    _set_identity(plan, around.last_capability)
     process.reset_signals()
     os.umask(0o022)
     report.ready()

@@ -9,8 +9,6 @@ and the kernel takes its namespaces and mounts with it.
 import os
 from typing import NoReturn
 
-import msgspec
-
 from pycri.kernel import (
     cgroup1,
     cgroup2,
@@ -27,21 +25,10 @@ from pycri.model.plan import CgroupPlan, ContainerPlan
 from pycri.spawner.execute import execute
 from pycri.spawner.report import Report
 from pycri.spawner.steps import apply_steps, open_sources
+from pycri.spawner.surroundings import Surroundings
 
 ROOT = "/root"
 """Where the root is mounted in the empty mount namespace (`mounts.enter_empty_root`)."""
-
-
-class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every child inherits from the spawner.
-
-    empty_mounts_fd: the mount namespace to start from. last_capability: highest number known.
-    """
-
-    empty_mounts_fd: int
-    overlay_append: bool
-    last_capability: int
-    cgroup2_root: str
 
 
 def start_container(
@@ -73,7 +60,7 @@ def start_container(
     report.doing("pivot_root")
     mounts.pivot_into(root_fd)
     report.reached("mounts")
-    execute(plan.process, stdio, report, around.last_capability)
+    execute(plan.process, stdio, report, around)
 
 
 def _make_log(path: str) -> None:

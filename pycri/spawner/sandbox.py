@@ -3,7 +3,7 @@
 
 The child makes all namespaces, pins them, sets hostname and sysctls, hands a netlink socket of
 the network namespace to the spawner, and ends. For a pod with a shared pid namespace it was
-forked into that namespace as its first process, and stays: it reaps, and does nothing else.
+forked into that namespace as its first process, and stays as the program of `podinit.py`.
 """
 
 import os
@@ -11,11 +11,15 @@ import signal
 import socket
 from typing import NoReturn
 
-from pycri.kernel import mounts, namespaces, process
-from pycri.kernel.syscalls import sethostname
+from pycri.kernel import capabilities, mounts, namespaces, process
+from pycri.kernel.syscalls import Clone, sethostname, setns, unshare
 from pycri.model.plan import SandboxPlan
-from pycri.spawner.init import Surroundings, enter_cgroups
+from pycri.spawner.init import enter_cgroups
 from pycri.spawner.report import Report
+from pycri.spawner.surroundings import Surroundings
+
+NOBODY = 65534
+"""The user and group that own nothing."""
 
 
 def start_sandbox(plan: SandboxPlan, around: Surroundings, report: Report) -> None:
@@ -38,30 +42,31 @@ def start_sandbox(plan: SandboxPlan, around: Surroundings, report: Report) -> No
     report.reached("pins")
     if "net" in kinds:
         _send_network(report)
-    report.ready()
     if plan.init:
-        reap_forever(report)
+        _become_init(around, report)
+    report.ready()
 
 
-def reap_forever(report: Report) -> NoReturn:
-    """Be the first process of a pid namespace: wait for every orphan; end on SIGTERM.
+def _become_init(around: Surroundings, report: Report) -> NoReturn:
+    """Turn into the pod's init: a tiny program that owns nothing and sees nothing of the host.
 
-    The kernel kills all others in the namespace when this process ends (pid_namespaces(7)).
+    When it ends, the kernel kills all others in the namespace (pid_namespaces(7)).
     """
-    signals = {signal.SIGCHLD, signal.SIGTERM}
-    process.reset_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    report.close()
-    os.chdir("/")
+    report.doing("pod init")
+    setns(around.empty_mounts_fd, Clone.NEWNS)
+    unshare(Clone.NEWNS)
     for fd in (0, 1, 2):
         os.close(fd)
-    while signal.sigwait(signals) == signal.SIGCHLD:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                continue
-        except ChildProcessError:
-            continue
-    os._exit(0)
+    capabilities.limit_bounding((), around.last_capability)
+    capabilities.set_no_new_privileges()
+    os.setgroups(())
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    process.reset_signals()
+    # Kept over the execve: the kernel then reaps the namespace's orphans by itself.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    report.ready()
+    os.execve(around.pod_init_fd, ["pycri-pod-init"], {})  # noqa: S606 - our own program
 
 
 def _write_sysctl(name: str, value: str) -> None:

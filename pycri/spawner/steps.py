@@ -6,8 +6,10 @@ every source as a detached tree while the host's mounts are still in sight; `app
 them beneath the root, from within the container's own, otherwise empty mount namespace.
 """
 
+import errno
 import os
 import stat
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -32,6 +34,9 @@ from pycri.model.plan import (
     WritablePath,
 )
 from pycri.spawner.report import Report
+
+_UPPER_BUSY_S = 2.0
+_PAUSE_S = 0.005
 
 
 def open_sources(steps: Iterable[Step], report: Report, *, append: bool) -> list[int]:
@@ -88,7 +93,15 @@ def _open_source(step: BindMount) -> int:
 
 def _open_overlay(step: MountOverlay, *, append: bool) -> int:
     if append:
-        return mounts.new_overlay(step.layers, step.upper, step.work)
+        deadline_s = time.monotonic() + _UPPER_BUSY_S
+        while True:
+            try:
+                return mounts.new_overlay(step.layers, step.upper, step.work)
+            except OSError as error:
+                # A former try was killed, and the kernel has still to let go of its mount.
+                if error.errno != errno.EBUSY or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_PAUSE_S)
     return mounts.new_overlay_by_path(step.layers, step.upper, step.work, step.upper)
 
 
