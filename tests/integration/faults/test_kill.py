@@ -233,6 +233,9 @@ def test_a_call_cut_short_leaves_nothing_and_can_be_made_again(
 
 def create_or_find(node: Node, image: str) -> None:
     """Do what the kubelet does again after a failure: each step, unless it is done."""
+    for found in node.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
+        if found.state == cri.SANDBOX_NOTREADY:
+            node.remove_pod(found.id)
     pod = node.run_pod("half")
     container = node.create_container(pod, image, command=["sleep", "600"])
     if node.status(container).state == cri.CONTAINER_CREATED:
