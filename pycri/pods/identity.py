@@ -66,10 +66,11 @@ def read_file(layers: tuple[str, ...], path: str) -> bytes:
 
 def _read_beneath(root_fd: int, path: str) -> bytes:
     fd = open_beneath(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        # A whiteout (a 0/0 device) or anything else that is no such file.
+        os.close(fd)
+        return b""
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            # A whiteout (a 0/0 device) or anything else that is no such file.
-            return b""
         content = file.read(FILE_LIMIT + 1)
     if len(content) > FILE_LIMIT:
         raise InvalidRequest("config.image", f"its /{path} is larger than {FILE_LIMIT} bytes")
