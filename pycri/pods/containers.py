@@ -107,6 +107,9 @@ class Containers:
             return
         await self.stop(record.id, 0)
         async with self._endings.lock(record.id):
+            if not self._catalogue.has_container(record.id):
+                # Another call has removed it meanwhile.
+                return
             if self._catalogue.container(record.id).state is ContainerState.RUNNING:
                 raise WrongState(f"container {record.id} was started while it was being removed")
             await self._spawner.forget(TaskId(record.id))

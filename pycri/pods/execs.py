@@ -7,12 +7,14 @@ with it everything the command started.
 """
 
 import asyncio
+import contextlib
 import secrets
 
-from pycri.errors import TimedOut, WrongState
+from pycri.errors import PycriError, TimedOut, WrongState
 from pycri.kernel.fds import close_all
 from pycri.model.container import ContainerRecord, ContainerState, ExecResult
 from pycri.model.ids import TaskId
+from pycri.model.plan import ExecPlan
 from pycri.plan.cgroups import EXEC_GROUP_PREFIX, exec_cgroup_path
 from pycri.plan.container import plan_exec
 from pycri.pods.capture import Capture
@@ -50,11 +52,22 @@ class Execs:
         plan = plan_exec(exec_id, record, process, command, self._host)
         group = exec_cgroup_path(record.cgroup, exec_id)
         try:
-            running = await self._spawner.exec(plan)
+            running = await self._begin(plan, group)
             return await self._collect(running, group, timeout_s)
         finally:
             # Children that were left behind stay in it, until the container ends.
             self._groups.remove_if_empty(group)
+
+    async def _begin(self, plan: ExecPlan, group: str) -> ExecProcess:
+        """Start the process. If the caller hangs up meanwhile, it is waited for and killed."""
+        starting = asyncio.create_task(self._spawner.exec(plan))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(PycriError):
+                close_all((await starting).streams.values())
+            await asyncio.to_thread(self._groups.kill, group)
+            raise
 
     async def _collect(self, running: ExecProcess, group: str, timeout_s: int) -> ExecResult:
         stdout = Capture(running.streams["stdout"], OUTPUT_LIMIT)
