@@ -130,7 +130,7 @@ def test_a_caller_that_hangs_up_at_any_moment_leaves_no_process(node: Node, cont
         call = node.runtime.ExecSync.future(request)
         with pytest.raises(grpc.FutureTimeoutError):
             call.result(timeout=delay / 1000)
-        call.cancel()
+        call.cancel()  # type: ignore[no-untyped-call] # grpc-stubs
 
     def only_init() -> bool:
         return "sleep 3600" not in node.shell(container, "ps -o args")
