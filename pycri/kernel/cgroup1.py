@@ -23,8 +23,17 @@ def create(directory: str) -> None:
         return
     for name in ("cpuset.cpus", "cpuset.mems"):
         if os.path.exists(f"{directory}/{name}"):
-            with open(f"{os.path.dirname(directory)}/{name}") as file:
-                cgroups.write(f"{directory}/{name}", file.read())
+            _inherit(directory, name)
+
+
+def _inherit(directory: str, name: str) -> str:
+    """Fill an empty cpuset file from the parent's, and that one first. Returns the content."""
+    with open(f"{directory}/{name}") as file:
+        content = file.read().strip()
+    if not content:
+        content = _inherit(os.path.dirname(directory), name)
+        cgroups.write(f"{directory}/{name}", content)
+    return content
 
 
 def join(directory: str) -> None:
@@ -64,6 +73,18 @@ def kill(directory: str) -> None:
 def oom_kills(memory: str) -> int:
     """Return how often the kernel killed a process of this memory group for lack of memory."""
     return cgroups.read_counter(f"{memory}/memory.oom_control", "oom_kill")
+
+
+def _inherit(directory: str, name: str) -> str:
+    """Give a group its parent's value and return it."""
+    parent = os.path.dirname(directory)
+    with open(f"{parent}/{name}") as file:
+        value = file.read()
+    if not value.strip():
+        # Another process has made the parent this very moment, for a group beside ours.
+        value = _inherit(parent, name)
+    cgroups.write(f"{directory}/{name}", value)
+    return value
 
 
 def _kill_all(directory: str) -> None:
