@@ -75,18 +75,6 @@ def oom_kills(memory: str) -> int:
     return cgroups.read_counter(f"{memory}/memory.oom_control", "oom_kill")
 
 
-def _inherit(directory: str, name: str) -> str:
-    """Give a group its parent's value and return it."""
-    parent = os.path.dirname(directory)
-    with open(f"{parent}/{name}") as file:
-        value = file.read()
-    if not value.strip():
-        # Another process has made the parent this very moment, for a group beside ours.
-        value = _inherit(parent, name)
-    cgroups.write(f"{directory}/{name}", value)
-    return value
-
-
 def _kill_all(directory: str) -> None:
     for pid in cgroups.processes(directory):
         try:
