@@ -221,7 +221,10 @@ class SpawnerClient:
 
     def _lost(self) -> None:
         self._disconnect("the spawner ended, try again")
-        if not self._closing:
+        if self._welcome is not None and not self._welcome.done():
+            # Whoever waits for the greeting tries another.
+            _fail(self._welcome, "the spawner ended before it answered")
+        elif not self._closing:
             self._replacing = asyncio.create_task(self._replace())
 
     def _disconnect(self, reason: str) -> None:
