@@ -47,22 +47,50 @@ class Identities:
 def read_file(layers: tuple[str, ...], path: str) -> bytes:
     """Return a regular file as the stacked layers show it; b"" when there is none.
 
-    Raises: InvalidRequest when it is larger than FILE_LIMIT.
+    path: a folder and a name in it. Raises: InvalidRequest when it is larger than FILE_LIMIT.
     """
     for layer in layers:
         root_fd = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = open_beneath(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except (FileNotFoundError, NotADirectoryError, OSError):
-            continue
+            return _read_beneath(root_fd, path)
+        except FileNotFoundError:
+            if _hides_lower(root_fd, os.path.dirname(path)):
+                return b""
+        except OSError:
+            # A link that loops, a folder that is none: no such file for a process either.
+            return b""
         finally:
             os.close(root_fd)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                # A whiteout (a 0/0 device) or anything else that is no such file.
-                return b""
-            content = file.read(FILE_LIMIT + 1)
-        if len(content) > FILE_LIMIT:
-            raise InvalidRequest("config.image", f"its /{path} is larger than {FILE_LIMIT} bytes")
-        return content
     return b""
+
+
+def _read_beneath(root_fd: int, path: str) -> bytes:
+    fd = open_beneath(root_fd, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        # A whiteout (a 0/0 device) or anything else that is no such file.
+        os.close(fd)
+        return b""
+    with open(fd, "rb") as file:
+        content = file.read(FILE_LIMIT + 1)
+    if len(content) > FILE_LIMIT:
+        raise InvalidRequest("config.image", f"its /{path} is larger than {FILE_LIMIT} bytes")
+    return content
+
+
+def _hides_lower(root_fd: int, folder: str) -> bool:
+    """Tell whether a layer's folder stands in for all below it (overlayfs.rst, "opaque")."""
+    try:
+        fd = open_beneath(root_fd, folder, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        # ENXIO: a whiteout in its place.
+        return True
+    try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            return True
+        return os.getxattr(fd, "trusted.overlay.opaque") == b"y"
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
