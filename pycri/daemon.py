@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pycri.config import Settings
@@ -45,6 +46,7 @@ from pycri.runtimes.client import SpawnerClient
 from pycri.state.database import Database
 
 _log = Log("daemon")
+_BLOCKING_CALLS_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,8 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # For calls that may block on the disk or on a dying process; the default, by cores, is too few.
+    loop.set_default_executor(ThreadPoolExecutor(_BLOCKING_CALLS_AT_ONCE, "blocking"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with _application(settings, host, spawner_socket) as app:
@@ -201,7 +205,8 @@ async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.sock
 @contextlib.contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
     """Hold the lock of the state folder: two daemons on it would undo each other's work."""
-    os.makedirs(settings.state_dir, mode=0o711, exist_ok=True)
+    # Records hold the environments of containers, layers hold set-user-ID programs.
+    os.makedirs(settings.state_dir, mode=0o700, exist_ok=True)
     os.makedirs(settings.run_dir, mode=0o711, exist_ok=True)
     with open(f"{settings.state_dir}/lock", "w") as file:
         try:

@@ -16,7 +16,7 @@ from pycri.model.pod import Stage
 if TYPE_CHECKING:
     import grpc  # noqa: TID251  a client of the CRI
 
-_BAR_CELLS = 40
+_BAR_CELLS = 28
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

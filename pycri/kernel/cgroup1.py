@@ -3,7 +3,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 
 from pycri.kernel import cgroups
 from pycri.model.plan import DeviceRule
@@ -24,8 +23,17 @@ def create(directory: str) -> None:
         return
     for name in ("cpuset.cpus", "cpuset.mems"):
         if os.path.exists(f"{directory}/{name}"):
-            with open(f"{os.path.dirname(directory)}/{name}") as file:
-                cgroups.write(f"{directory}/{name}", file.read())
+            _inherit(directory, name)
+
+
+def _inherit(directory: str, name: str) -> str:
+    """Fill an empty cpuset file from the parent's, and that one first. Returns the content."""
+    with open(f"{directory}/{name}") as file:
+        content = file.read().strip()
+    if not content:
+        content = _inherit(os.path.dirname(directory), name)
+        cgroups.write(f"{directory}/{name}", content)
+    return content
 
 
 def join(directory: str) -> None:
@@ -45,24 +53,21 @@ def allow_devices(directory: str, rules: tuple[DeviceRule, ...]) -> None:
         cgroups.write(f"{directory}/devices.allow", str(rule))
 
 
-def kill(freezer: str, pause: Callable[[], None]) -> None:
-    """Kill every process of a freezer group and below; none can fork away meanwhile.
+def kill(directory: str) -> None:
+    """Send SIGKILL to every process of the group and below; an absent group has none.
 
-    pause: called between two looks at the group's state.
+    In the freezer hierarchy the group stands still meanwhile, so that none can fork away.
     """
-    if not os.path.isdir(freezer):
+    freezer = f"{directory}/freezer.state"
+    if not os.path.exists(freezer):
+        _kill_all(directory)
         return
-    cgroups.write(f"{freezer}/freezer.state", "FROZEN")
+    cgroups.write(freezer, "FROZEN")
     try:
         # FREEZING is enough: every task is stopped or about to be, at the next return to user mode.
-        for pid in cgroups.processes(freezer):
-            _kill(pid)
+        _kill_all(directory)
     finally:
-        cgroups.write(f"{freezer}/freezer.state", "THAWED")
-    while left := cgroups.processes(freezer):
-        for pid in left:
-            _kill(pid)
-        pause()
+        cgroups.write(freezer, "THAWED")
 
 
 def oom_kills(memory: str) -> int:
@@ -70,8 +75,9 @@ def oom_kills(memory: str) -> int:
     return cgroups.read_counter(f"{memory}/memory.oom_control", "oom_kill")
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _kill_all(directory: str) -> None:
+    for pid in cgroups.processes(directory):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue

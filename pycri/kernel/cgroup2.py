@@ -2,7 +2,6 @@
 """Control groups, version 2 (Documentation/admin-guide/cgroup-v2.rst)."""
 
 import os
-from collections.abc import Callable
 
 from pycri.kernel import cgroups
 
@@ -25,17 +24,12 @@ def join(directory: str) -> None:
     cgroups.write(f"{directory}/cgroup.procs", "0")
 
 
-def kill(directory: str, pause: Callable[[], None]) -> None:
-    """Kill every process of the group and below, and wait until none is left.
-
-    pause: called between two looks at the group.
-    """
+def kill(directory: str) -> None:
+    """Send SIGKILL to every process of the group and below, also to those being forked."""
     try:
         cgroups.write(f"{directory}/cgroup.kill", "1")
     except FileNotFoundError:
         return
-    while cgroups.read_counter(f"{directory}/cgroup.events", "populated"):
-        pause()
 
 
 def oom_kills(directory: str) -> int:

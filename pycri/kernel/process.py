@@ -63,7 +63,7 @@ def exit_code(wait_status: int) -> int:
 
 
 def reset_signals() -> None:
-    """Give every signal its default action and unblock all: what a new program expects.
+    """Give each signal we or Python changed its default action, unblock all: as programs expect.
 
     Python ignores SIGPIPE and SIGXFSZ and handles SIGINT; ignored signals survive an exec.
     """

@@ -20,6 +20,10 @@ CONTROLLERS_V2 = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
 _FIELD = "config.linux.cgroup_parent"
 
 
+EXEC_GROUP_PREFIX = "exec-"
+"""How the names of execs' groups begin, below their container's."""
+
+
 def cgroup_path(cgroup_parent: str, default_parent: str, pod_id: PodId, name: str) -> str:
     """Return the path of a pod's group `name` (a container's id, or the pod's for its init).
 
@@ -104,7 +108,7 @@ def plan_exec_cgroup(path: str, exec_id: str, host: HostFacts) -> CgroupPlan:
 
 def exec_cgroup_path(path: str, exec_id: str) -> str:
     """Return the path of an exec's group below its container's, `path`."""
-    return f"{path}/exec-{exec_id[:12]}"
+    return f"{path}/{EXEC_GROUP_PREFIX}{exec_id[:12]}"
 
 
 def _expand_slice(name: str) -> str:

@@ -6,6 +6,7 @@ but these dictionaries. A writer awaits the transaction first, so that what is s
 against the death of the daemon.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -34,6 +35,9 @@ class Catalogue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # A change is made from the record as it is: two at once must not lose one, and one
+        # beside a removal must not bring the record back.
+        self._changing = asyncio.Lock()
         self._pods: dict[str, PodRecord] = {}
         self._containers: dict[str, ContainerRecord] = {}
         self._pod_names: dict[str, PodId] = {}
@@ -73,16 +77,18 @@ class Catalogue:
     async def change_pod(
         self, pod_id: PodId, change: Callable[[PodRecord], PodRecord]
     ) -> PodRecord:
-        """Replace a pod's record by `change` of it."""
-        pod = change(self._pods[pod_id])
-        await self._database.transact(lambda connection: save_pod(connection, pod))
-        self._pods[pod_id] = pod
+        """Replace a pod's record by `change` of it. Raises NotFound."""
+        async with self._changing:
+            pod = change(self.pod(pod_id))
+            await self._database.transact(lambda connection: save_pod(connection, pod))
+            self._pods[pod_id] = pod
         return pod
 
     async def remove_pod(self, pod_id: PodId) -> None:
         """Forget a pod; its name is free again."""
-        await self._database.transact(lambda connection: delete_pod(connection, pod_id))
-        pod = self._pods.pop(pod_id, None)
+        async with self._changing:
+            await self._database.transact(lambda connection: delete_pod(connection, pod_id))
+            pod = self._pods.pop(pod_id, None)
         if pod:
             self._pod_names.pop(pod_name_key(pod.spec.metadata), None)
             self._by_pod.pop(pod_id, None)
@@ -118,16 +124,20 @@ class Catalogue:
     async def change_container(
         self, container_id: ContainerId, change: Callable[[ContainerRecord], ContainerRecord]
     ) -> ContainerRecord:
-        """Replace a container's record by `change` of it."""
-        container = change(self._containers[container_id])
-        await self._database.transact(lambda connection: save_container(connection, container))
-        self._containers[container_id] = container
+        """Replace a container's record by `change` of it. Raises NotFound."""
+        async with self._changing:
+            container = change(self.container(container_id))
+            await self._database.transact(lambda connection: save_container(connection, container))
+            self._containers[container_id] = container
         return container
 
     async def remove_container(self, container_id: ContainerId) -> None:
         """Forget a container; its name is free again."""
-        await self._database.transact(lambda connection: delete_container(connection, container_id))
-        container = self._containers.pop(container_id, None)
+        async with self._changing:
+            await self._database.transact(
+                lambda connection: delete_container(connection, container_id)
+            )
+            container = self._containers.pop(container_id, None)
         if container:
             metadata = container.spec.metadata
             names = self._by_pod.get(container.pod_id, {})

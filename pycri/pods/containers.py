@@ -48,9 +48,7 @@ class Containers:
 
         Raises: NotFound (pod or image), WrongState, AlreadyExists, InvalidRequest.
         """
-        pod = self._catalogue.pod(pod_id)
-        if pod.state is not PodState.READY:
-            raise WrongState(f"pod sandbox {pod.id} is not ready")
+        pod = self._check_ready(pod_id)
         key = (pod.id, spec.metadata.name, spec.metadata.attempt)
         if key not in self._creating:
             existing = self._catalogue.container_named(*key)
@@ -75,8 +73,7 @@ class Containers:
             record = self._catalogue.container(record.id)
             if record.state is not ContainerState.CREATED:
                 raise WrongState(f"container {record.id} is {record.state.name}, not CREATED")
-            if self._catalogue.pod(record.pod_id).state is not PodState.READY:
-                raise WrongState(f"pod sandbox {record.pod_id} is not ready")
+            self._check_ready(record.pod_id)
             timeline = Timeline("StartContainer")
             try:
                 started = await self._spawn(record, timeline)
@@ -97,6 +94,12 @@ class Containers:
         if record.state is ContainerState.RUNNING:
             await self._endings.stop(record, timeout_s)
 
+    async def stop_for_good(self, container_id: ContainerId) -> None:
+        """Kill a container of a stopped pod; a start under way is waited for, and ended too."""
+        async with self._endings.lock(container_id):
+            pass
+        await self.stop(container_id, 0)
+
     async def remove(self, container_id: str) -> None:
         """Kill the container if it runs, and remove all of it but its log; unknown is fine."""
         try:
@@ -105,6 +108,9 @@ class Containers:
             return
         await self.stop(record.id, 0)
         async with self._endings.lock(record.id):
+            if not self._catalogue.has_container(record.id):
+                # Another call has removed it meanwhile.
+                return
             if self._catalogue.container(record.id).state is ContainerState.RUNNING:
                 raise WrongState(f"container {record.id} was started while it was being removed")
             await self._spawner.forget(TaskId(record.id))
@@ -143,6 +149,12 @@ class Containers:
             and wanted <= container.spec.labels.items()
         ]
 
+    def _check_ready(self, pod_id: str) -> PodRecord:
+        pod = self._catalogue.pod(pod_id)
+        if pod.state is not PodState.READY:
+            raise WrongState(f"pod sandbox {pod.id} is not ready")
+        return pod
+
     async def _create(self, pod: PodRecord, spec: ContainerSpec) -> ContainerId:
         timeline = Timeline("CreateContainer")
         container_id = ContainerId(secrets.token_hex(32))
@@ -173,6 +185,7 @@ class Containers:
             rollback.push("record", lambda: self._catalogue.remove_container(container_id))
             with timeline.stage("intent"):
                 await self._catalogue.add_container(record)
+            self._check_ready(pod.id)
             rollback.push("folders", lambda: self._remove_folders(container_id))
             with timeline.stage("folders"):
                 self._layout.make_container(container_id, pod.spec.namespaces.user)

@@ -23,7 +23,8 @@ _log = Log("endings")
 KILL_DEADLINE_S = 30.0
 """How long a killed process may take to end; one in uninterruptible sleep takes longer."""
 
-UNKNOWN_EXIT_CODE = 255
+UNKNOWN_SHOWN_AS = 255
+"""The exit code of a container whose own was lost; the reason says so."""
 
 
 class _Stopping:
@@ -62,23 +63,21 @@ class Endings:
         self._kills_before_stop.pop(container_id, None)
 
     async def finish(self, record: ExitRecord) -> None:
-        """A container's process has ended: clean up after it, record how, tell those who wait."""
+        """A container's process has ended: end the rest, record how, tell those who wait."""
         container_id = ContainerId(record.id)
         async with self.lock(container_id):
             container = self._catalogue.container(container_id)
             if container.state is not ContainerState.EXITED:
-                kills = await self.clean_up(container)
+                kills = await asyncio.to_thread(self._end_processes, container.cgroup)
                 kills -= self._kills_before_stop.pop(container_id, 0)
                 await self._record_end(container, record, oom_killed=kills > 0)
-        self._exits.tell(record)
+            self._exits.tell(record)
+            await asyncio.to_thread(self._remove_group, container.cgroup)
 
-    async def clean_up(self, container: ContainerRecord) -> int:
-        """Kill what is left in the container's group and remove it.
-
-        Returns how many processes of it the kernel had killed for lack of memory. The group of
-        the one killed counts, whether its own limit, the pod's or the node's was reached.
-        """
-        return await asyncio.to_thread(self._clean_up, container.cgroup)
+    async def clean_up(self, container: ContainerRecord) -> None:
+        """Kill what is in the container's group and remove it."""
+        await asyncio.to_thread(self._end_processes, container.cgroup)
+        await asyncio.to_thread(self._remove_group, container.cgroup)
 
     async def stop(self, container: ContainerRecord, timeout_s: int) -> None:
         """End a running container: its stop signal, patience, then SIGKILL.
@@ -134,13 +133,11 @@ class Endings:
                 f"container {container.id} was killed and has not ended in {KILL_DEADLINE_S:.0f} s:"
                 f" process {container.pid} {await asyncio.to_thread(_describe, container.pid)}"
             )
-        # Raises when the spawner was lost meanwhile; the caller tries again.
-        ended.result()
 
     async def _record_end(
         self, container: ContainerRecord, record: ExitRecord, *, oom_killed: bool
     ) -> None:
-        code = record.exit_code if record.exit_code >= 0 else UNKNOWN_EXIT_CODE
+        code = record.exit_code if record.exit_code >= 0 else UNKNOWN_SHOWN_AS
         reason, message = _reason(record.exit_code, oom_killed=oom_killed)
         await self._catalogue.change_container(
             container.id,
@@ -157,12 +154,20 @@ class Endings:
         )
         _log.info("container ended", container=container.id, exit_code=code, reason=reason)
 
-    def _clean_up(self, cgroup: str) -> int:
+    def _end_processes(self, cgroup: str) -> int:
+        """Returns how many processes of the group the kernel had killed for lack of memory.
+
+        The group of the one killed counts, whether its own limit, the pod's or the node's was
+        reached.
+        """
         kills = self._groups.oom_kills(cgroup)
-        self._groups.kill(cgroup)
+        if not self._groups.kill(cgroup):
+            _log.warning("processes do not die", cgroup=cgroup)
+        return kills
+
+    def _remove_group(self, cgroup: str) -> None:
         if not self._groups.remove(cgroup):
             _log.warning("cgroup still in use", cgroup=cgroup)
-        return kills
 
 
 def _reason(exit_code: int, *, oom_killed: bool) -> tuple[str, str]:

@@ -7,13 +7,15 @@ with it everything the command started.
 """
 
 import asyncio
+import contextlib
 import secrets
 
-from pycri.errors import TimedOut, WrongState
+from pycri.errors import PycriError, TimedOut, WrongState
 from pycri.kernel.fds import close_all
 from pycri.model.container import ContainerRecord, ContainerState, ExecResult
 from pycri.model.ids import TaskId
-from pycri.plan.cgroups import exec_cgroup_path
+from pycri.model.plan import ExecPlan
+from pycri.plan.cgroups import EXEC_GROUP_PREFIX, exec_cgroup_path
 from pycri.plan.container import plan_exec
 from pycri.pods.capture import Capture
 from pycri.pods.foundation import Foundation
@@ -50,11 +52,22 @@ class Execs:
         plan = plan_exec(exec_id, record, process, command, self._host)
         group = exec_cgroup_path(record.cgroup, exec_id)
         try:
-            running = await self._spawner.exec(plan)
+            running = await self._begin(plan, group)
             return await self._collect(running, group, timeout_s)
         finally:
             # Children that were left behind stay in it, until the container ends.
             self._groups.remove_if_empty(group)
+
+    async def _begin(self, plan: ExecPlan, group: str) -> ExecProcess:
+        """Start the process. If the caller hangs up meanwhile, it is waited for and killed."""
+        starting = asyncio.create_task(self._spawner.exec(plan))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(PycriError):
+                close_all((await starting).streams.values())
+            await asyncio.to_thread(self._groups.kill, group)
+            raise
 
     async def _collect(self, running: ExecProcess, group: str, timeout_s: int) -> ExecResult:
         stdout = Capture(running.streams["stdout"], OUTPUT_LIMIT)
@@ -75,5 +88,9 @@ class Execs:
 
 
 def leftover_groups(groups: Groups, record: ContainerRecord) -> list[str]:
-    """Return the groups of execs that a former daemon left in a container."""
-    return [f"{record.cgroup}/{name}" for name in groups.below(record.cgroup)]
+    """Return the groups of execs that a former daemon left in a container.
+
+    Others below it are the container's own doing: a systemd or a runtime in it.
+    """
+    names = (name for name in groups.below(record.cgroup) if name.startswith(EXEC_GROUP_PREFIX))
+    return [f"{record.cgroup}/{name}" for name in names]

@@ -14,6 +14,7 @@ from pycri.plan.updates import held_bytes
 
 _POLL_S = 0.002
 _REMOVE_DEADLINE_S = 5.0
+_KILL_DEADLINE_S = 10.0
 
 
 class Groups:
@@ -22,29 +23,29 @@ class Groups:
     def __init__(self, host: HostFacts) -> None:
         self._host = host
 
-    def kill(self, path: str) -> None:
-        """Kill every process in the group and below, and wait until there is none."""
-        if self._host.cgroup_version == 2:
-            cgroup2.kill(self._host.cgroup_root + path, _pause)
-            return
-        freezer = self._host.cgroup1_mounts.get("freezer")
-        if freezer:
-            cgroup1.kill(freezer + path, _pause)
+    def kill(self, path: str) -> bool:
+        """Kill every process in the group and below. False if one is left past a deadline.
+
+        Such a one is in uninterruptible sleep; it dies when it wakes.
+        """
+        directory = self._hierarchy("freezer") + path
+        send_kill = cgroup2.kill if self._host.cgroup_version == 2 else cgroup1.kill
+        deadline = time.monotonic() + _KILL_DEADLINE_S
+        while cgroups.processes(directory):
+            if time.monotonic() > deadline:
+                return False
+            send_kill(directory)
+            _pause()
+        return True
 
     def oom_kills(self, path: str) -> int:
         """Return how many processes of the group the kernel killed for lack of memory."""
-        if self._host.cgroup_version == 2:
-            return cgroup2.oom_kills(self._host.cgroup_root + path)
-        memory = controller_directory("memory", path, self._host)
-        return cgroup1.oom_kills(memory) if memory else 0
+        count = cgroup2.oom_kills if self._host.cgroup_version == 2 else cgroup1.oom_kills
+        return count(self._hierarchy("memory") + path)
 
     def processes(self, path: str) -> list[int]:
         """Return the pids in the group and below."""
-        if self._host.cgroup_version == 2:
-            return cgroups.processes(self._host.cgroup_root + path)
-        # The one hierarchy in which execs have groups of their own, so all that there is.
-        freezer = self._host.cgroup1_mounts.get("freezer")
-        return cgroups.processes(freezer + path) if freezer else []
+        return cgroups.processes(self._hierarchy("freezer") + path)
 
     def held_memory(self, path: str) -> int:
         """Return how many bytes the group holds that the kernel cannot take back; 0 if unknown."""
@@ -80,6 +81,14 @@ class Groups:
             if os.path.isdir(directory):
                 names.update(entry.name for entry in os.scandir(directory) if entry.is_dir())
         return sorted(names)
+
+    def _hierarchy(self, controller: str) -> str:
+        """Return where groups of the controller are; any place will do when it is not there."""
+        if self._host.cgroup_version == 2:
+            return self._host.cgroup_root
+        mounts = self._host.cgroup1_mounts
+        own = (path for names, path in mounts.items() if controller in names.split(","))
+        return next(own, next(iter(mounts.values())))
 
     def _directories(self, path: str) -> list[str]:
         if self._host.cgroup_version == 2:

@@ -35,14 +35,14 @@ class Identities:
         if files is None:
             if len(self._files) >= _CACHED_IMAGES:
                 self._files.clear()
-            files = _read_file(layers, "etc/passwd"), _read_file(layers, "etc/group")
+            files = read_file(layers, "etc/passwd"), read_file(layers, "etc/group")
             self._files[image.id] = files
         passwd, group = files
         user = resolve_user(security, image.config.user, passwd, group)
         return user, home_directory(user, passwd)
 
 
-def _read_file(layers: tuple[str, ...], path: str) -> bytes:
+def read_file(layers: tuple[str, ...], path: str) -> bytes:
     """Return a file of the image; b"" when there is none."""
     try:
         content = read_merged_file(layers, path, FILE_LIMIT + 1)

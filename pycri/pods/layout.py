@@ -56,8 +56,8 @@ class Layout:
 
     def make_pod(self, pod_id: PodId, spec: PodSpec, host: HostFacts) -> None:
         """Make a pod's folders, and the files that do not depend on its address."""
-        os.makedirs(self.pins(pod_id), mode=0o711, exist_ok=True)
-        os.makedirs(self._files(pod_id), mode=0o711, exist_ok=True)
+        os.makedirs(self.pins(pod_id), mode=0o700, exist_ok=True)
+        os.makedirs(self._files(pod_id), mode=0o700, exist_ok=True)
         paths = self.pod_paths(pod_id, spec)
         _write(paths.hostname, render_hostname(pod_hostname(spec, host)))
         _write(paths.resolv_conf, _resolv_conf(spec))
@@ -95,12 +95,17 @@ class Layout:
     def make_container(self, container_id: ContainerId, ids: IdMappings | None = None) -> None:
         """Make a container's folders. ids: of its user namespace, whose root gets the upper one."""
         folder = self.container(container_id)
-        os.makedirs(folder, mode=0o711)
+        # Closed to the host's users: the upper folder may hold set-user-ID programs.
+        os.makedirs(folder, mode=0o700)
         for name in ("upper", "work"):
             os.mkdir(f"{folder}/{name}")
         uid, gid = (ids.host_uid(0), ids.host_gid(0)) if ids else (None, None)
         if uid is not None and gid is not None:
             os.chown(f"{folder}/upper", uid, gid)
+
+    def has_container(self, container_id: ContainerId) -> bool:
+        """Tell whether a container's folders are there; `work` is made last."""
+        return os.path.isdir(f"{self.container(container_id)}/work")
 
     def remove_container(self, container_id: ContainerId) -> None:
         """Remove a container's folders; absent is fine."""
@@ -114,7 +119,7 @@ class Layout:
         settings = self._settings
         found: set[str] = set()
         for folder in (settings.pins_dir, settings.pods_dir, settings.containers_dir):
-            os.makedirs(folder, mode=0o711, exist_ok=True)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
             found.update(os.listdir(folder))
         return found
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare what is recorded with what is there, and make both agree.
 
-At start, after the spawner was replaced, and on a timer:
-
     1  another boot than the recorded one: no pod of it lives, its namespaces are gone
-    2  containers against the spawner's tasks: ends that were missed, starts that were not recorded
-    3  pods half made or half stopped when the daemon died: undone or finished
-    4  folders, pins, groups, addresses and links without a record: removed
+    2  containers half made when the daemon died: dropped
+    3  containers against the spawner's tasks: ends that were missed, starts that were not recorded
+    4  pods half made or half stopped when the daemon died: undone or finished
+    5  folders, pins, groups right below our own parent, addresses, links without a record: removed
+
+All of it at start, 3 when the spawner was replaced, 3 and 5 on a timer.
 """
 
 import asyncio
+import signal
 import time
 
 from pycri.kernel.process import read_boot_id
@@ -28,7 +30,6 @@ from pycri.wire.messages import ExitRecord, TaskInfo
 
 _log = Log("recovery")
 _BOOT_ID = "boot_id"
-_KILL = 9
 INTERVAL_S = 60.0
 
 
@@ -56,23 +57,23 @@ class Recovery:
     async def recover(self, database: Database) -> None:
         """Do all of it, before the first call is served."""
         await self._note_boot(database)
+        await self._forget_unmade()
         await self.compare_tasks()
-        for container in list(self._catalogue.containers()):
-            if container.state is ContainerState.RUNNING:
-                for group in leftover_groups(self._groups, container):
-                    await asyncio.to_thread(self._groups.kill, group)
-                    self._groups.remove_if_empty(group)
+        await asyncio.to_thread(self._end_leftover_execs)
         await self._finish_pods()
         await self.sweep()
 
     async def watch(self) -> None:
-        """Sweep on a timer, for as long as the daemon runs."""
+        """Compare and sweep on a timer, for as long as the daemon runs."""
         while True:
             await asyncio.sleep(INTERVAL_S)
             try:
+                if self._network.problem() is not None:
+                    await self._network.start()
+                await self.compare_tasks()
                 await self.sweep()
             except Exception as error:  # noqa: BLE001 - the next round is another chance
-                _log.exception("sweep failed", error)
+                _log.exception("round failed", error)
 
     def task_ended(self, record: ExitRecord) -> None:
         """Take an exit record from the spawner: a container's, or that of a pod's init."""
@@ -81,8 +82,11 @@ class Recovery:
 
     async def compare_tasks(self) -> None:
         """Compare containers with the spawner's tasks."""
+        # Looked at before the listing: whatever runs then was in the spawner's keep already.
+        containers = list(self._catalogue.containers())
+        pods = list(self._catalogue.pods())
         tasks = await self._spawner.list_tasks()
-        for container in list(self._catalogue.containers()):
+        for container in containers:
             await self._compare(container, tasks.get(TaskId(container.id)))
         known = {TaskId(container.id) for container in self._catalogue.containers()}
         known |= {TaskId(pod.id) for pod in self._catalogue.pods()}
@@ -90,9 +94,9 @@ class Recovery:
             if task_id not in known:
                 _log.warning("task without a record", task=task_id)
                 if task.exit_code is None:
-                    await self._spawner.signal(task_id, _KILL)
+                    await self._spawner.signal(task_id, signal.SIGKILL)
                 await self._spawner.forget(task_id)
-        for pod in list(self._catalogue.pods()):
+        for pod in pods:
             if self._sandboxes.lost_init(pod, tasks):
                 await self._sandboxes.stop(pod.id)
 
@@ -132,15 +136,29 @@ class Recovery:
             _log.info("first start after a reboot")
             now_ns = time.time_ns()
             for pod in list(self._catalogue.pods()):
-                if pod.stopped_ns is None:
-                    await self._catalogue.change_pod(
-                        pod.id, lambda old: with_facts(old, stopped_ns=now_ns)
-                    )
+                await self._network.detach(pod.id)
+                await self._catalogue.change_pod(
+                    pod.id, lambda old: with_facts(old, stopped_ns=old.stopped_ns or now_ns)
+                )
         await database.transact(lambda connection: save_meta(connection, _BOOT_ID, boot_id))
+
+    async def _forget_unmade(self) -> None:
+        """Drop containers whose creation was cut short between the record and the folders."""
+        for container in list(self._catalogue.containers()):
+            unmade = container.state is ContainerState.CREATED
+            if unmade and not self._layout.has_container(container.id):
+                _log.info("container was never made", container=container.id)
+                await self._catalogue.remove_container(container.id)
+
+    def _end_leftover_execs(self) -> None:
+        for container in list(self._catalogue.containers()):
+            if container.state is ContainerState.RUNNING:
+                for group in leftover_groups(self._groups, container):
+                    self._groups.kill(group)
+                    self._groups.remove(group)
 
     async def _compare(self, container: ContainerRecord, task: TaskInfo | None) -> None:
         if container.state is ContainerState.CREATED and task is not None:
-            _log.info("start was not recorded", container=container.id)
             await self._record_start(container, task)
         elif container.state is not ContainerState.RUNNING:
             return
@@ -153,6 +171,10 @@ class Recovery:
 
     async def _record_start(self, container: ContainerRecord, task: TaskInfo) -> None:
         async with self._endings.lock(container.id):
+            # The start may just have been recorded by the call that made it.
+            if self._catalogue.container(container.id).state is not ContainerState.CREATED:
+                return
+            _log.info("start was not recorded", container=container.id)
             await self._catalogue.change_container(
                 container.id,
                 lambda old: with_facts(

@@ -10,10 +10,11 @@ that is under way, or gets the pod it made.
 import asyncio
 import os
 import secrets
+import signal
 import time
 from collections.abc import Mapping
 
-from pycri.errors import AlreadyExists, NotFound
+from pycri.errors import AlreadyExists, NotFound, Unavailable
 from pycri.kernel.fds import close_all
 from pycri.model.ids import PodId, TaskId
 from pycri.model.network import Attachment
@@ -23,13 +24,12 @@ from pycri.plan.cgroups import cgroup_path
 from pycri.plan.sandbox import plan_sandbox
 from pycri.pods.catalogue import with_facts
 from pycri.pods.containers import Containers
+from pycri.pods.endings import KILL_DEADLINE_S
 from pycri.pods.foundation import Foundation
 from pycri.pods.rollback import Rollback
 from pycri.pods.timeline import Timeline
 from pycri.state.records import pod_name_key
 from pycri.wire.messages import TaskInfo
-
-_KILL = 9
 
 
 class Sandboxes:
@@ -62,9 +62,9 @@ class Sandboxes:
         key = pod_name_key(spec.metadata)
         if key not in self._running:
             existing = self._catalogue.pod_named(key)
-            if existing is not None:
+            if existing is not None and existing.ready_ns is not None:
                 return _same_pod(existing, spec)
-            task = asyncio.create_task(self._run(spec))
+            task = asyncio.create_task(self._run(spec, existing))
             self._running[key] = spec, task
             task.add_done_callback(lambda _: self._running.pop(key))
         running_spec, task = self._running[key]
@@ -97,7 +97,7 @@ class Sandboxes:
 
     def lost_init(self, pod: PodRecord, tasks: Mapping[TaskId, TaskInfo]) -> bool:
         """Tell whether a ready pod's init has ended: none of its containers can live then."""
-        if pod.state is not PodState.READY or not plan_has_init(pod.spec):
+        if pod.state is not PodState.READY or not has_init(pod.spec):
             return False
         task = tasks.get(TaskId(pod.id))
         return task is None or task.exit_code is not None
@@ -123,7 +123,10 @@ class Sandboxes:
             and wanted <= pod.spec.labels.items()
         ]
 
-    async def _run(self, spec: PodSpec) -> PodId:
+    async def _run(self, spec: PodSpec, failed: PodRecord | None) -> PodId:
+        """failed: an earlier try that could not be undone when it failed; now it has to be."""
+        if failed is not None:
+            await self.remove(failed.id)
         timeline = Timeline("RunPodSandbox")
         pod_id = PodId(secrets.token_hex(32))
         paths = self._layout.pod_paths(pod_id, spec)
@@ -143,10 +146,15 @@ class Sandboxes:
             rollback.push("network", lambda: self._network.detach(pod_id))
             with timeline.stage("attach"):
                 attachment = await self._attach(pod_id, paths.pins.get("net", ""), netlink_fd)
-            pod = with_facts(pod, attachment=attachment)
-            with timeline.stage("record"):
-                self._layout.write_hosts(pod, self._host)
-                await self._record_ready(pod, timeline)
+            with timeline.stage("hosts"):
+                self._layout.write_hosts(with_facts(pod, attachment=attachment), self._host)
+            stages, ready_ns = timeline.stages(), time.time_ns()
+            await self._catalogue.change_pod(
+                pod_id,
+                lambda old: with_facts(
+                    old, attachment=attachment, ready_ns=ready_ns, timeline=stages
+                ),
+            )
         return pod_id
 
     async def _attach(self, pod_id: PodId, netns: str, netlink_fd: int | None) -> Attachment | None:
@@ -156,10 +164,6 @@ class Sandboxes:
             return await self._network.attach(pod_id, netns, netlink_fd)
         finally:
             close_all((netlink_fd,))
-
-    async def _record_ready(self, pod: PodRecord, timeline: Timeline) -> None:
-        ready = with_facts(pod, ready_ns=time.time_ns(), timeline=timeline.stages())
-        await self._catalogue.change_pod(pod.id, lambda _: ready)
 
     async def _forget_unless_dirty(self, pod_id: PodId, rollback: Rollback) -> None:
         if rollback.clean:
@@ -174,7 +178,7 @@ class Sandboxes:
                 pod.id, lambda record: with_facts(record, stopped_ns=now_ns)
             )
         containers = self._catalogue.containers_of(pod.id)
-        await asyncio.gather(*(self._containers.stop(c.id, 0) for c in containers))
+        await asyncio.gather(*(self._containers.stop_for_good(c.id) for c in containers))
         await self._end_init(pod)
         await self._network.detach(pod.id)
         await asyncio.to_thread(self._layout.remove_pins, pod.id)
@@ -182,13 +186,17 @@ class Sandboxes:
     async def _end_init(self, pod: PodRecord) -> None:
         """End the pod's init and wait for it; the kernel then ends all in its pid namespace."""
         task = TaskId(pod.id)
-        if not plan_has_init(pod.spec):
+        if not has_init(pod.spec):
             return
         tasks = await self._spawner.list_tasks()
         if task in tasks and tasks[task].exit_code is None:
             ended = self._exits.expect(task)
-            await self._spawner.signal(task, _KILL)
-            await ended
+            await self._spawner.signal(task, signal.SIGKILL)
+            try:
+                async with asyncio.timeout(KILL_DEADLINE_S):
+                    await ended
+            except TimeoutError as error:
+                raise Unavailable(f"the init of pod sandbox {pod.id} does not end") from error
         await self._spawner.forget(task)
 
     async def _clean_up(self, pod: PodRecord) -> None:
@@ -211,7 +219,7 @@ class Sandboxes:
         return self._locks.setdefault(pod_id, asyncio.Lock())
 
 
-def plan_has_init(spec: PodSpec) -> bool:
+def has_init(spec: PodSpec) -> bool:
     """Tell whether the pod has an init of ours: a pid namespace shared by its containers."""
     return spec.namespaces.pid.name == "POD"
 

@@ -2,8 +2,8 @@
 """The daemon's side of the private protocol: requests as coroutines, exits as callbacks.
 
 The spawner may die at any instant. Then every request that waits fails with Unavailable, a new
-spawner is started, which takes over from the monitor, and `replaced` is awaited so that the daemon
-compares what it believes with what still runs.
+spawner is started, which takes over from the monitor, and `on_replaced` is awaited so that the
+daemon compares what it believes with what still runs. Requests made meanwhile wait for it.
 """
 
 import asyncio
@@ -14,8 +14,9 @@ from typing import TypeVar
 import msgspec
 
 from pycri.config import Settings
-from pycri.errors import NotFound, SetupFailed, Unavailable, WrongState
+from pycri.errors import SetupFailed, Unavailable, WrongState
 from pycri.kernel.fds import close_all
+from pycri.logs import Log
 from pycri.model.host import HostFacts
 from pycri.model.ids import TaskId
 from pycri.model.plan import ContainerPlan, ExecPlan, SandboxPlan
@@ -46,7 +47,9 @@ from pycri.wire.messages import (
     Welcome,
 )
 
+_log = Log("spawner")
 _HELLO_DEADLINE_S = 10.0
+_REPLACE_PAUSE_S = 1.0
 
 T = TypeVar("T")
 
@@ -76,6 +79,7 @@ class SpawnerClient:
         self._next_request = 1
         self._welcome: asyncio.Future[Welcome] | None = None
         self._replacing: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
         self._closing = False
         self.on_exit: Callable[[ExitRecord], None] = lambda _: None
         self.on_replaced: Callable[[], Awaitable[None]] | None = None
@@ -90,13 +94,17 @@ class SpawnerClient:
         self._welcome = loop.create_future()
         loop.add_reader(self._channel.fileno(), self._read)
         self._channel.send(Hello())
-        async with asyncio.timeout(_HELLO_DEADLINE_S):
-            welcome = await self._welcome
+        try:
+            async with asyncio.timeout(_HELLO_DEADLINE_S):
+                welcome = await self._welcome
+        except TimeoutError as error:
+            raise Unavailable("the spawner does not answer") from error
         if welcome.version != WIRE_VERSION:
             raise Unavailable(
                 f"the running spawner speaks version {welcome.version} of the private protocol, "
                 f"this daemon {WIRE_VERSION}: end all pods before this upgrade"
             )
+        self._connected.set()
 
     def problem(self) -> str | None:
         """Return why nothing can be started (the condition RuntimeReady), or None."""
@@ -160,8 +168,8 @@ class SpawnerClient:
     async def _ask(
         self, message: Callable[[int], DaemonMessage]
     ) -> tuple[SpawnerMessage, list[int]]:
-        if self._channel is None:
-            raise Unavailable("the spawner is being replaced, try again")
+        await self._wait_connected()
+        assert self._channel is not None
         number = self._next_request
         self._next_request += 1
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
@@ -173,6 +181,16 @@ class SpawnerClient:
         answer: tuple[SpawnerMessage, list[int]] = await future
         return answer
 
+    async def _wait_connected(self) -> None:
+        """Wait for a spawner that is being replaced; usually that takes a tenth of a second."""
+        if self._connected.is_set():
+            return
+        try:
+            async with asyncio.timeout(_HELLO_DEADLINE_S):
+                await self._connected.wait()
+        except TimeoutError as error:
+            raise Unavailable("the spawner is being replaced, try again") from error
+
     def _read(self) -> None:
         assert self._channel is not None
         try:
@@ -180,6 +198,8 @@ class SpawnerClient:
                 self._dispatch(*received)
         except BlockingIOError:
             return
+        except msgspec.MsgspecError as error:
+            _log.exception("unreadable message from the spawner", error)
         self._lost()
 
     def _dispatch(self, message: SpawnerMessage, fds: list[int]) -> None:
@@ -201,7 +221,10 @@ class SpawnerClient:
 
     def _lost(self) -> None:
         self._disconnect("the spawner ended, try again")
-        if not self._closing:
+        if self._welcome is not None and not self._welcome.done():
+            # Whoever waits for the greeting tries another.
+            _fail(self._welcome, "the spawner ended before it answered")
+        elif not self._closing:
             self._replacing = asyncio.create_task(self._replace())
 
     def _disconnect(self, reason: str) -> None:
@@ -209,6 +232,7 @@ class SpawnerClient:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             self._channel.close()
             self._channel = None
+            self._connected.clear()
         for future in self._waiting.values():
             _fail(future, reason)
         for exited in self._execs.values():
@@ -217,8 +241,19 @@ class SpawnerClient:
         self._execs.clear()
 
     async def _replace(self) -> None:
-        sock = await asyncio.to_thread(launch.start, self._settings, self._host)
-        await self.attach(sock)
+        """Connect to a spawner that lives, or start one, until one answers."""
+        while True:
+            try:
+                sock = launch.connect(self._settings)
+                if sock is None:
+                    sock = await asyncio.to_thread(launch.start, self._settings, self._host)
+                await self.attach(sock)
+                break
+            except (OSError, Unavailable) as error:
+                _log.exception("cannot replace the spawner", error)
+                self._disconnect("the spawner cannot be replaced")
+                await asyncio.sleep(_REPLACE_PAUSE_S)
+        _log.warning("spawner replaced", pid=self.pid)
         if self.on_replaced:
             await self.on_replaced()
 
@@ -242,8 +277,6 @@ def _expect(message: SpawnerMessage, kind: type[T]) -> T:
     if isinstance(message, kind):
         return message
     if isinstance(message, Failed):
-        if message.kind == "not-found":
-            raise NotFound("task", message.reason)
         if message.kind == "state":
             raise WrongState(message.reason)
         raise SetupFailed(message.step, message.errno, message.reason)

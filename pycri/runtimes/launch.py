@@ -30,7 +30,9 @@ def start(settings: Settings, host: HostFacts) -> socket.socket:
     listener = _listen(settings.spawner_socket)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     log = os.open(
-        f"{settings.run_dir}/spawner.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        f"{settings.run_dir}/spawner.log",
+        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
+        0o600,
     )
     try:
         subprocess.Popen(

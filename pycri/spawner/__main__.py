@@ -6,20 +6,20 @@ run in containers before their execve, and /proc/PID/exe of a container's proces
 to a file of the host that could be overwritten (the class of CVE-2019-5736).
 """
 
-import fcntl
+import contextlib
 import gc
 import os
-import shutil
+import platform
+import resource
 import socket
 import sys
 
 from pycri.kernel import capabilities, mounts, process
 from pycri.kernel.fds import close_inherited
-from pycri.spawner.init import Surroundings
-from pycri.spawner.server import Spawner, remove_sockets
-
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-_MFD_EXEC = 0x10
+from pycri.kernel.memfiles import make_program
+from pycri.spawner.podinit import render_program
+from pycri.spawner.server import Spawner
+from pycri.spawner.surroundings import Surroundings
 
 
 def main() -> None:
@@ -31,30 +31,34 @@ def main() -> None:
     listener = socket.socket(fileno=int(listener_fd))
     listener.set_inheritable(False)
     process.become_subreaper()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # We keep three or four descriptors a container; they get the limit that we were given.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
     around = Surroundings(
         empty_mounts_fd=_make_empty_mounts(run_dir),
         overlay_append=append == "1",
         last_capability=capabilities.read_last_capability(),
         cgroup2_root=cgroup2_root,
+        files_limit=files,
+        pod_init_fd=make_program("pycri-pod-init", render_program(platform.machine())),
     )
     spawner = Spawner(run_dir, listener, around)
     gc.collect()
     gc.freeze()
     gc.disable()
     spawner.run()
-    remove_sockets(run_dir)
+    _remove_sockets(run_dir)
+
+
+def _remove_sockets(run_dir: str) -> None:
+    for name in ("spawner.sock", "monitor.sock"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{run_dir}/{name}")
 
 
 def _execute_sealed() -> None:
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        copy = os.memfd_create("pycri-spawner", flags | _MFD_EXEC)
-    except OSError:
-        # Linux < 6.3 does not know MFD_EXEC and makes every memfd executable.
-        copy = os.memfd_create("pycri-spawner", flags)
-    with open("/proc/self/exe", "rb") as source, open(copy, "wb", closefd=False) as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
+    with open("/proc/self/exe", "rb") as file:
+        copy = make_program("pycri-spawner", file.read())
     os.set_inheritable(int(sys.argv[4]), True)
     arguments = [sys.executable, "-I", "-m", "pycri.spawner", *sys.argv[1:]]
     os.execve(copy, arguments, dict(os.environ))  # noqa: S606 - ourselves, sealed

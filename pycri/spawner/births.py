@@ -6,6 +6,7 @@ fork ──Reached*──▶ Ready ──end-of-file──▶ executing (a sandb
 """
 
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from pycri.kernel.syscalls import Clone, setns, unshare
 from pycri.model.ids import TaskId
 from pycri.model.plan import ContainerPlan, ExecPlan, SandboxPlan
 from pycri.spawner.enter import start_exec
-from pycri.spawner.init import Surroundings, start_container
+from pycri.spawner.init import start_container
 from pycri.spawner.report import Report
 from pycri.spawner.sandbox import start_sandbox
+from pycri.spawner.surroundings import Surroundings
 from pycri.spawner.tasks import Task, new_task
 from pycri.wire.channel import Channel
 from pycri.wire.messages import FROM_CHILD, Broken, ChildMessage, Failed, Reached, Ready, StageMark
@@ -176,6 +178,12 @@ class Nursery:
         """Return the birth of this pid, if it has not settled."""
         return self._births.get(pid)
 
+    def abandon(self) -> None:
+        """Kill all that have not executed yet; each then fails and is cleaned up as ever."""
+        for birth in self._births.values():
+            # Not collected yet, so the pid is still its own.
+            os.kill(birth.pid, signal.SIGKILL)
+
     def remove(self, birth: Birth) -> None:
         """Forget a birth that has settled."""
         self._births.pop(birth.pid, None)
@@ -184,7 +192,8 @@ class Nursery:
         self, stdio: Stdio, mode: str, target: int, work: Callable[[Report], object]
     ) -> Birth:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        keep = (theirs.fileno(), *stdio.child, target, self._around.empty_mounts_fd)
+        around = self._around
+        keep = (theirs.fileno(), *stdio.child, target, around.empty_mounts_fd, around.pod_init_fd)
 
         def child() -> None:
             self._forget()

@@ -95,10 +95,12 @@ class Ends:
         exits.remove_record(self._directory, task_id)
 
     def _end(self, task: Task, code: int) -> None:
-        record = _record(task.info.id, code)
-        exits.write_record(self._directory, record)
-        task.record = record
-        self._finished(task, record)
+        task.record = record = _record(task.info.id, code)
+        try:
+            exits.write_record(self._directory, record)
+        finally:
+            # With no room for the record it is still known, as long as we live.
+            self._finished(task, record)
 
 
 def _record(task_id: TaskId, code: int) -> ExitRecord:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The child of an exec: joins a running container and executes.
 
-All namespaces are joined by the container's pidfd in one call, so no path of the container is
-opened and a container that ends meanwhile is noticed (setns(2)).
+All namespaces are joined by the container's pidfd in one call, so none is looked up by a path and
+a container that ends meanwhile is noticed (setns(2)).
 """
 
 import os
@@ -14,9 +14,10 @@ from pycri.kernel.syscalls import Clone, setns
 from pycri.model.plan import ExecPlan
 from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute, set_limits
-from pycri.spawner.init import Surroundings, enter_cgroups
+from pycri.spawner.init import enter_cgroups
 from pycri.spawner.mapped import give_to_root
 from pycri.spawner.report import Report
+from pycri.spawner.surroundings import Surroundings
 
 _JOINED = Clone.NEWNS | Clone.NEWCGROUP | Clone.NEWUTS | Clone.NEWIPC | Clone.NEWNET
 
@@ -36,7 +37,7 @@ def start_exec(
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
     confinement = Confinement.prepare(plan.process, plan.container, report, pidfd)
-    set_limits(plan.process, report)
+    set_limits(plan.process, around, report)
     _join(plan, pidfd, stdio, report)
     if plan.process.terminal:
         report.doing("terminal")
@@ -44,7 +45,7 @@ def start_exec(
         master, slave = terminal.open_terminal(root_fd)
         report.reached("terminal", (master,))
         stdio = (slave, slave, slave)
-    execute(plan.process, stdio, report, around.last_capability, confinement)
+    execute(plan.process, stdio, report, around, confinement)
 
 
 def _join(plan: ExecPlan, pidfd: int, stdio: tuple[int, int, int], report: Report) -> None:

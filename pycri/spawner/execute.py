@@ -12,6 +12,7 @@ from pycri.kernel import capabilities, process, terminal
 from pycri.model.plan import ProcessPlan
 from pycri.spawner.confinement import Confinement
 from pycri.spawner.report import Report
+from pycri.spawner.surroundings import Surroundings
 
 _CAP_SYS_ADMIN = 21
 _NOT_IN_PATH = "executable file not found in $PATH"
@@ -21,10 +22,10 @@ def execute(
     plan: ProcessPlan,
     stdio: tuple[int, int, int],
     report: Report,
-    last: int,
+    around: Surroundings,
     confinement: Confinement,
 ) -> NoReturn:
-    """Become the planned process. stdio: descriptors for 0, 1, 2; last: highest capability.
+    """Become the planned process. stdio: descriptors for 0, 1, 2.
 
     Raises: SetupFailed or OSError; the caller reports them.
     """
@@ -35,7 +36,7 @@ def execute(
     report.doing("session keyring")
     process.leave_keyring()
     report.doing("identity")
-    _set_identity(plan, last)
+    _set_identity(plan, around.last_capability)
     process.reset_signals()
     os.umask(0o022)
     env = dict(entry.partition(b"=")[::2] for entry in plan.env)
@@ -49,10 +50,11 @@ def execute(
     _execve(plan.args, env, programs)
 
 
-def set_limits(plan: ProcessPlan, report: Report) -> None:
+def set_limits(plan: ProcessPlan, around: Surroundings, report: Report) -> None:
     """Set the limits; before a user namespace is entered, for raising one takes the host's
     CAP_SYS_RESOURCE."""
     report.doing("limits")
+    process.set_limit("RLIMIT_NOFILE", *around.files_limit)
     for name, soft, hard in plan.rlimits:
         process.set_limit(name, soft, hard)
 

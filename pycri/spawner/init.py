@@ -9,8 +9,6 @@ and the kernel takes its namespaces and mounts with it.
 import os
 from typing import NoReturn
 
-import msgspec
-
 from pycri.kernel import (
     cgroup1,
     cgroup2,
@@ -29,21 +27,10 @@ from pycri.spawner.execute import execute, set_limits
 from pycri.spawner.mapped import MappedSources, enter, give_to_root
 from pycri.spawner.report import Report
 from pycri.spawner.steps import apply_steps, open_sources, sources_of
+from pycri.spawner.surroundings import Surroundings
 
 ROOT = "/root"
 """Where the root is mounted in the empty mount namespace (`mounts.enter_empty_root`)."""
-
-
-class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What every child inherits from the spawner.
-
-    empty_mounts_fd: the mount namespace to start from. last_capability: highest number known.
-    """
-
-    empty_mounts_fd: int
-    overlay_append: bool
-    last_capability: int
-    cgroup2_root: str
 
 
 def start_container(
@@ -72,13 +59,13 @@ def start_container(
     report.doing("pivot_root")
     mounts.pivot_into(root_fd)
     report.reached("mounts")
-    set_limits(plan.process, report)
+    set_limits(plan.process, around, report)
     if plan.user_namespace is not None:
         report.doing(plan.user_namespace)
         if not plan.process.terminal:
             give_to_root(stdio, plan.user_namespace.ids)
         enter(mapped.namespace(plan.user_namespace.ids))
-    execute(plan.process, stdio, report, around.last_capability, confinement)
+    execute(plan.process, stdio, report, around, confinement)
 
 
 def _mount_all(

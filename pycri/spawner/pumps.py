@@ -6,11 +6,11 @@ broken pipe. If the spawner died, the monitor still listens on its socket and ha
 """
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterable
 
 from pycri.kernel import process
-from pycri.kernel.fds import close_inherited
 from pycri.monitor import loop
 from pycri.spawner.tasks import Task
 from pycri.wire.channel import Channel
@@ -38,6 +38,7 @@ class Pump:
         self._tasks = tasks
         self.channel: Channel | None = None
         self.pid = 0
+        self._pidfd = -1
 
     def take_over(self) -> list[Task]:
         """Connect to a monitor that outlived its spawner. Returns its tasks; [] without one."""
@@ -56,8 +57,9 @@ class Pump:
                 case Kept():
                     tasks.append(Task(message.task, fds[0], tuple(fds[1:]), adopted=True))
                 case HandedOver():
-                    self.channel, self.pid = channel, message.pid
+                    self._adopt(sock, message.pid)
                     return tasks
+        # It died while handing over: what came is kept, and the next monitor gets it.
         channel.close()
         return tasks
 
@@ -69,13 +71,12 @@ class Pump:
         def child() -> None:
             forget()
             os.setsid()
-            close_inherited((theirs.fileno(), listener.fileno()))
             loop.run(theirs, listener)
 
         self.pid = process.fork(child)
         theirs.close()
         listener.close()
-        self.channel = Channel(ours)
+        self._adopt(ours, self.pid)
         for task in self._tasks():
             if task.pidfd >= 0:
                 self.keep(task)
@@ -101,12 +102,22 @@ class Pump:
         if self.channel:
             self.channel.close()
             self.channel = None
+            os.close(self._pidfd)
+
+    def _adopt(self, sock: socket.socket, pid: int) -> None:
+        self._pidfd = os.pidfd_open(pid)
+        sock.settimeout(0)
+        self.channel, self.pid = Channel(sock), pid
 
     def _send(self, message: MonitorCommand, fds: tuple[int, ...] = ()) -> bool:
         if self.channel is None:
             return False
         try:
             self.channel.send(message, fds)
+        except BlockingIOError:
+            # Megabytes of commands unread: it is stuck. Its end brings another.
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            return False
         except OSError:
             # It is gone: the loop will see the end-of-file and start another.
             return False

@@ -3,7 +3,7 @@
 
 The child makes all namespaces, pins them, sets hostname and sysctls, hands a netlink socket of
 the network namespace to the spawner, and ends. For a pod with a shared pid namespace it was
-forked into that namespace as its first process, and stays: it reaps, and does nothing else.
+forked into that namespace as its first process, and stays as the program of `podinit.py`.
 """
 
 import os
@@ -11,12 +11,16 @@ import signal
 import socket
 from typing import NoReturn
 
-from pycri.kernel import idmaps, mounts, namespaces, process
-from pycri.kernel.syscalls import Clone, sethostname, setns
+from pycri.kernel import capabilities, idmaps, mounts, namespaces, process
+from pycri.kernel.syscalls import Clone, sethostname, setns, unshare
 from pycri.model.plan import PinNamespace, SandboxPlan
 from pycri.model.security import IdMappings
-from pycri.spawner.init import Surroundings, enter_cgroups
+from pycri.spawner.init import enter_cgroups
 from pycri.spawner.report import Report
+from pycri.spawner.surroundings import Surroundings
+
+NOBODY = 65534
+"""The user and group that own nothing."""
 
 
 def start_sandbox(plan: SandboxPlan, around: Surroundings, report: Report) -> None:
@@ -30,30 +34,33 @@ def start_sandbox(plan: SandboxPlan, around: Surroundings, report: Report) -> No
         _pin(plan, report)
     elif not _make_inside(plan, plan.user_namespace, around, report):
         return
-    report.ready()
     if plan.init:
-        reap_forever(report)
+        _become_init(plan, around, report)
+    report.ready()
 
 
-def reap_forever(report: Report) -> NoReturn:
-    """Be the first process of a pid namespace: wait for every orphan; end on SIGTERM.
+def _become_init(plan: SandboxPlan, around: Surroundings, report: Report) -> NoReturn:
+    """Turn into the pod's init: a tiny program that owns nothing and sees nothing of the host.
 
-    The kernel kills all others in the namespace when this process ends (pid_namespaces(7)).
+    When it ends, the kernel kills all others in the namespace (pid_namespaces(7)).
     """
-    signals = {signal.SIGCHLD, signal.SIGTERM}
-    process.reset_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    report.close()
-    os.chdir("/")
+    report.doing("pod init")
     for fd in (0, 1, 2):
         os.close(fd)
-    while signal.sigwait(signals) == signal.SIGCHLD:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                continue
-        except ChildProcessError:
-            continue
-    os._exit(0)
+    capabilities.limit_bounding((), around.last_capability)
+    capabilities.set_no_new_privileges()
+    if plan.user_namespace is None:
+        setns(around.empty_mounts_fd, Clone.NEWNS)
+        unshare(Clone.NEWNS)
+        os.setgroups(())
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    # Else it has both behind it, and is nobody on the host as the root of its user namespace.
+    process.reset_signals()
+    # Kept over the execve: the kernel then reaps the namespace's orphans by itself.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    report.ready()
+    os.execve(around.pod_init_fd, ["pycri-pod-init"], {})  # noqa: S606 - our own program
 
 
 def _make(plan: SandboxPlan, report: Report) -> None:

@@ -2,7 +2,8 @@
 """The spawner's loop: fork, reap, keep descriptors, answer the daemon. It decides nothing.
 
 One thread, one selector, nothing that blocks: whatever may block happens in a forked child, which
-reports over a socket. Every handler is short; an error in one of them does not end the loop.
+reports over a socket; a daemon or a monitor that does not read is parted from. Every handler is
+short; an error in one of them does not end the loop.
 """
 
 import os
@@ -15,11 +16,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from pycri.model.ids import TaskId
 from pycri.spawner.births import Birth, Nursery
 from pycri.spawner.ends import Ends
-from pycri.spawner.init import Surroundings
 from pycri.spawner.pumps import Pump
+from pycri.spawner.surroundings import Surroundings
 from pycri.spawner.tasks import Task
 from pycri.wire.channel import Channel
 from pycri.wire.messages import (
@@ -107,10 +110,12 @@ class Spawner:
         self._watch(self._daemon, self._read_daemon)
 
     def _drop_daemon(self) -> None:
+        """Part from a daemon. What it had begun ends: nobody else knows of those requests."""
         if self._daemon:
             self._selector.unregister(self._daemon)
             self._daemon.close()
             self._daemon = None
+            self._nursery.abandon()
 
     def _read_daemon(self) -> None:
         assert self._daemon is not None
@@ -118,6 +123,10 @@ class Spawner:
             received = self._daemon.receive(FROM_DAEMON)
         except BlockingIOError:
             return
+        except msgspec.MsgspecError:
+            # Not what was agreed on at Hello; the daemon sees the end, and asks anew.
+            self._drop_daemon()
+            raise
         if received is None:
             self._drop_daemon()
             return
@@ -156,9 +165,6 @@ class Spawner:
             case Signal() | Forget() | Quit():
                 self._order(message)
 
-    def _welcome(self) -> None:
-        self._send(Welcome(version=WIRE_VERSION, pid=os.getpid(), monitor=self._pump.pid))
-
     def _order(self, message: Signal | Forget | Quit) -> None:
         match message:
             case Signal():
@@ -191,8 +197,14 @@ class Spawner:
                     target = self._pidfd_of(message.plan.container)
                     birth = self._nursery.exec(message.plan, target)
                     birth.settle = lambda: self._exec_settled(message, birth)
-        except (LookupError, OSError) as error:
+        except LookupError as error:
             self._refuse(request, "state", "fork", str(error))
+            return
+        except OSError as error:
+            number, reason = error.errno or 0, error.strerror or ""
+            self._send(
+                Failed(request=request, kind="setup", step="fork", errno=number, reason=reason)
+            )
             return
         self._watch(birth.channel, lambda: self._read_birth(birth))
 
@@ -216,11 +228,14 @@ class Spawner:
 
     def _forget(self, task_id: TaskId) -> None:
         task = self._tasks.get(task_id)
-        if task is None or not task.running:
-            if self._tasks.pop(task_id, None) and task and task.pidfd >= 0:
-                self._pump.drop(task)
-                task.close()
-            self._ends.forget(task_id)
+        if task is not None and task.running:
+            task.forgotten = True
+            return
+        if task is not None:
+            del self._tasks[task_id]
+            self._pump.drop(task)
+            task.close()
+        self._ends.forget(task_id)
 
     def _quit(self) -> None:
         for task_id in list(self._tasks):
@@ -326,14 +341,21 @@ class Spawner:
             self._announce(record)
 
     def _announce(self, record: ExitRecord) -> None:
-        self._send(Exited(record=record))
+        task = self._tasks.get(record.id)
+        if task is not None and task.forgotten:
+            self._forget(record.id)
+        else:
+            self._send(Exited(record=record))
 
     # the monitor's messages
 
     def _read_monitor(self) -> None:
         channel = self._pump.channel
         assert channel is not None
-        received = channel.receive(FROM_MONITOR)
+        try:
+            received = channel.receive(FROM_MONITOR)
+        except BlockingIOError:
+            return
         if received is None:
             self._replace_monitor()
             return
@@ -368,12 +390,3 @@ class Spawner:
         for task in self._tasks.values():
             if task.record:
                 self._finish(task, task.record)
-
-
-def remove_sockets(run_dir: str) -> None:
-    """Remove what a spawner that quit leaves in the run folder."""
-    for name in ("spawner.sock", "monitor.sock"):
-        try:
-            os.unlink(f"{run_dir}/{name}")
-        except FileNotFoundError:
-            continue

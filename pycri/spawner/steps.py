@@ -9,6 +9,7 @@ them beneath the root, from within the container's own, otherwise empty mount na
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -36,6 +37,9 @@ from pycri.spawner.images import attach_image, open_image
 from pycri.spawner.mapped import MappedSources, act_as_root
 from pycri.spawner.report import Report
 from pycri.spawner.targets import open_filesystem_target, open_target
+
+_UPPER_BUSY_S = 2.0
+_PAUSE_S = 0.005
 
 
 def open_sources(
@@ -119,7 +123,15 @@ def _open_source(step: BindMount) -> int:
 
 def _open_overlay(step: MountOverlay, *, append: bool) -> int:
     if append:
-        return mounts.new_overlay(step.layers, step.upper, step.work)
+        deadline_s = time.monotonic() + _UPPER_BUSY_S
+        while True:
+            try:
+                return mounts.new_overlay(step.layers, step.upper, step.work)
+            except OSError as error:
+                # A former try was killed, and the kernel has still to let go of its mount.
+                if error.errno != errno.EBUSY or time.monotonic() > deadline_s:
+                    raise
+            time.sleep(_PAUSE_S)
     return mounts.new_overlay_by_path(step.layers, step.upper, step.work, step.upper)
 
 

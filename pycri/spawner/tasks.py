@@ -14,6 +14,7 @@ class Task:
     """A container or a pod's init. Owns its descriptors.
 
     adopted: taken over from a former spawner: not our child, so only its pidfd tells of its end.
+    forgotten: the daemon wants to hear no more of it; it is dropped at its end.
     """
 
     def __init__(self, info: TaskInfo, pidfd: int, streams: tuple[int, ...], *, adopted: bool):
@@ -21,6 +22,7 @@ class Task:
         self.pidfd = pidfd
         self.streams = streams
         self.adopted = adopted
+        self.forgotten = False
         self.record: ExitRecord | None = None
 
     @property
@@ -72,6 +74,6 @@ def new_task(task_id: TaskId, kind: str, pid: int, log_path: str, streams: dict[
 
 def ended_task(record: ExitRecord) -> Task:
     """Describe a task of which only the exit record is left."""
-    task = Task(TaskInfo(id=record.id, kind="container", pid=0, start_time=0), -1, (), adopted=True)
+    task = Task(TaskInfo(id=record.id, kind="ended", pid=0, start_time=0), -1, (), adopted=True)
     task.record = record
     return task

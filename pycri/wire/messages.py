@@ -98,7 +98,7 @@ class ReopenLog(msgspec.Struct, frozen=True, kw_only=True, tag="reopen-log"):
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
-    """Drop an ended or unknown task and its exit record."""
+    """Drop a task and its exit record; one that runs is dropped at its end."""
 
     request: int
     task: TaskId
@@ -166,7 +166,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """step: what was being done, as the plan prints it; errno 0 when no system call failed.
 
-    kind: "setup" (a step of the child), "not-found" (no such task), "state" (task not running).
+    kind: "setup" (a step towards the process), "state" (a task is not in the state it takes).
     """
 
     request: int
@@ -177,7 +177,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
-    """A container, a pod's init or an exec has ended; its record is already durable."""
+    """A container, a pod's init or an exec has ended; of the first two the record is durable."""
 
     record: ExitRecord
 

@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
 
 import pytest
 
@@ -16,14 +15,13 @@ from tests.world.images import Images
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
-    """Show the end of the daemon's log with what failed."""
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of each running daemon's log with what failed."""
     report = yield
-    if report.failed and isinstance(item, pytest.Function):
-        for node in (value for value in item.funcargs.values() if isinstance(value, Node)):
-            log = node.folder / "daemon.log"
-            if log.exists():
-                report.sections.append((f"end of the log of {node.name}", log.read_text()[-6000:]))
+    for node in Node.open if report.failed else ():
+        log = node.folder / "daemon.log"
+        if log.exists():
+            report.sections.append((f"end of the log of {node.name}", log.read_text()[-6000:]))
     return report
 
 

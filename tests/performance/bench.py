@@ -68,7 +68,7 @@ def main(rounds: int, peers: tuple[str, ...], file: Path | None) -> None:
             contestants += _start_containerds(stack, folder, registry)
         measured = measure(contestants, Images(registry)["busybox"], rounds=rounds)
     result = report.Report(host=_read_host(rounds, peers), runtimes=measured)
-    click.echo(report.render(result, containers=memory.CONTAINERS))
+    click.echo(report.render(result))
     if file is not None:
         file.write_bytes(msgspec.json.format(msgspec.json.encode(result)))
 
@@ -166,4 +166,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="scripts/bench")

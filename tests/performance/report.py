@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from tests.performance.memory import CONTAINERS, Memory
+
 CALLS = (
     "RunPodSandbox",
     "CreateContainer",
@@ -27,7 +29,7 @@ LISTED = 100
 class Measured(msgspec.Struct, kw_only=True):
     """One runtime's numbers.
 
-    times: milliseconds by call, in the order they were taken. empty, full: bytes by role, without
+    times: milliseconds by call, in the order they were taken. empty, full: memory by role, without
     pods and with `pods` of them.
     """
 
@@ -35,16 +37,24 @@ class Measured(msgspec.Struct, kw_only=True):
     version: str
     times: dict[str, list[float]] = {}
     pods: int = 0
-    empty: dict[str, int] = {}
-    full: dict[str, int] = {}
+    empty: dict[str, Memory] = {}
+    full: dict[str, Memory] = {}
 
     def lives(self) -> list[float]:
         """Return what each pod's life took: the sum of its calls."""
         return [sum(calls) for calls in zip(*(self.times[call] for call in CALLS), strict=True)]
 
-    def growth_per_pod(self, role: str) -> float:
-        """Return the bytes that a pod adds to a role."""
-        return (self.full.get(role, 0) - self.empty.get(role, 0)) / self.pods
+    def pss_per_pod(self, *roles: str) -> float:
+        """Return the bytes of PSS that a pod adds to some roles."""
+        return (_sum(self.full, roles).pss - _sum(self.empty, roles).pss) / self.pods
+
+    def anonymous_per_pod(self, *roles: str) -> float:
+        """Return the bytes of anonymous memory that a pod adds to some roles."""
+        return (_sum(self.full, roles).anonymous - _sum(self.empty, roles).anonymous) / self.pods
+
+
+def _sum(memory: dict[str, Memory], roles: Iterable[str]) -> Memory:
+    return sum((memory.get(role, Memory()) for role in roles), Memory())
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -64,8 +74,8 @@ def percentile_95(times: list[float]) -> float:
     return statistics.quantiles(times, n=20, method="inclusive")[-1] if times[1:] else times[0]
 
 
-def render(report: Report, *, containers: str) -> str:
-    """Return the report as Markdown. containers: the role whose memory is the pod's own."""
+def render(report: Report) -> str:
+    """Return the report as Markdown."""
     facts = [f"{name}: {value}" for name, value in report.host.items()]
     return "\n".join(
         [
@@ -73,7 +83,7 @@ def render(report: Report, *, containers: str) -> str:
             "",
             *_render_table(_time_rows(report.runtimes)),
             "",
-            *_render_table(_memory_rows(report.runtimes, containers)),
+            *_render_table(_memory_rows(report.runtimes)),
         ]
     )
 
@@ -99,24 +109,25 @@ def _times(runs: Iterable[list[float]]) -> list[str]:
     return cells
 
 
-def _memory_rows(runtimes: list[Measured], containers: str) -> list[list[str]]:
-    roles = sorted({role for r in runtimes for role in (*r.empty, *r.full)} - {containers})
+def _memory_rows(runtimes: list[Measured]) -> list[list[str]]:
+    roles = sorted({role for r in runtimes for role in (*r.empty, *r.full)} - {CONTAINERS})
+
+    def row(label: str, sizes: Iterable[float]) -> list[str]:
+        return [label, *(f"{size / 1e6:.3f}" for size in sizes)]
+
     rows = [["MB", *(runtime.name for runtime in runtimes)]]
-    costs = [sum(r.growth_per_pod(role) for role in roles) for r in runtimes]
-    rows.append(["**an idle pod, the runtime's part**", *map(_megabytes, costs)])
+    rows.append(
+        row("**an idle pod, the runtime's part**", (r.pss_per_pod(*roles) for r in runtimes))
+    )
+    anonymous = (r.anonymous_per_pod(*roles) for r in runtimes)
+    rows.append(row("the same without pages of files", anonymous))
     for role in roles:
-        rows.append([f"of it {role}", *(_megabytes(r.growth_per_pod(role)) for r in runtimes)])
-    own = [_megabytes(r.growth_per_pod(containers)) for r in runtimes]
-    rows.append(["an idle pod, its own process", *own])
+        rows.append(row(f"of it {role}", (r.anonymous_per_pod(role) for r in runtimes)))
+    rows.append(row("an idle pod, its own process", (r.pss_per_pod(CONTAINERS) for r in runtimes)))
     for role in roles:
-        if any(role in r.empty for r in runtimes):
-            cells = [_megabytes(r.empty[role]) if role in r.empty else "" for r in runtimes]
-            rows.append([f"without pods: {role}", *cells])
+        sizes = [r.empty.get(role, Memory()).pss for r in runtimes]
+        rows += [row(f"without pods: {role}", sizes)] if any(sizes) else []
     return rows
-
-
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:.3f}"
 
 
 def _render_table(rows: list[list[str]]) -> list[str]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import grpc
 import msgspec
@@ -83,7 +83,12 @@ def parse_log(text: str) -> list[LogLine]:
 
 
 class Node:
-    """A pycri under test. `runtime` and `images` are the two services of its socket."""
+    """A pycri under test. `runtime` and `images` are the two services of its socket.
+
+    open: the nodes that have not been closed.
+    """
+
+    open: ClassVar[list["Node"]] = []
 
     def __init__(
         self,
@@ -110,6 +115,7 @@ class Node:
         self._pods: dict[str, cri.PodSandboxConfig] = {}
         self._channel: grpc.Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        Node.open.append(self)
         self.folder.mkdir()
         self.config.write_text(
             f'state_dir = "{self.state_dir}"\n'
@@ -209,6 +215,7 @@ class Node:
 
     def close(self) -> None:
         """Wipe, and remove the node's folder."""
+        Node.open.remove(self)
         try:
             self.wipe()
         finally:
@@ -427,6 +434,13 @@ class Node:
         done = self.exec(container, "sh", "-c", script)
         assert done.exit_code == 0, f"{script}: {done.exit_code} {done.stderr.decode()}"
         return done.stdout.decode()
+
+    def touch(self, container: str, path: str) -> None:
+        """Make a file in a running container's root, from outside.
+
+        An exec that makes the first process end is killed with it, at times before its own end.
+        """
+        Path(f"/proc/{self.pid(container)}/root{path}").touch()
 
     def log(self, container: str) -> list[LogLine]:
         """Return the lines of a container's log file."""

@@ -41,7 +41,7 @@ def decode_resources(message: pb.LinuxContainerResources, path: str) -> Resource
         ),
         unified={
             _cgroup_file(name, f"{path}.unified"): fields.no_nul(value, f"{path}.unified[{name}]")
-            for name, value in message.unified.items()
+            for name, value in sorted(message.unified.items())
         },
     )
 

@@ -63,7 +63,7 @@ def test_a_running_container_is_as_it_was(process: str, own_node: Node, images: 
     assert node.status(quiet) == before
     assert node.pid(quiet) == pid
     assert is_running(pid)
-    node.shell(quiet, "touch /tmp/go")
+    node.touch(quiet, "/tmp/go")
     status = node.wait_exited(quiet)
     assert (status.exit_code, status.reason) == (3, "Error")
     assert [line.content for line in node.log(quiet)] == ["before", "after"]
@@ -96,7 +96,7 @@ def test_the_log_of_a_flood_is_whole(process: str, own_node: Node, images: Image
     seen = len(node.wait_log(container, "", count=1000))
     kill_and_recover(node, process)
     node.wait_log(container, "", count=seen + 1000)
-    node.shell(container, "touch /tmp/stop")
+    node.touch(container, "/tmp/stop")
     assert node.wait_exited(container).exit_code == 5
     *numbers, end = [line.content for line in node.log(container)]
     total = int(end.removeprefix("end "))
@@ -175,7 +175,7 @@ def test_all_three_can_die_one_after_the_other(own_node: Node, images: Images) -
         kill_and_recover(node, process)
         count = len(node.wait_log(container, "", count=1))
         node.wait_log(container, "", count=count + 100)
-    node.shell(container, "touch /tmp/stop")
+    node.touch(container, "/tmp/stop")
     assert node.wait_exited(container).exit_code == 5
     assert node.log(container)[-1].content.startswith("end ")
 
@@ -233,6 +233,9 @@ def test_a_call_cut_short_leaves_nothing_and_can_be_made_again(
 
 def create_or_find(node: Node, image: str) -> None:
     """Do what the kubelet does again after a failure: each step, unless it is done."""
+    for found in node.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
+        if found.state == cri.SANDBOX_NOTREADY:
+            node.remove_pod(found.id)
     pod = node.run_pod("half")
     container = node.create_container(pod, image, command=["sleep", "600"])
     if node.status(container).state == cri.CONTAINER_CREATED:

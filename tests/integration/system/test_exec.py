@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from pycri.cri.api import runtime_v1_pb2 as cri
-from tests.world.daemon import Node, refused
+from tests.world.daemon import Node, refused, wait_until
 from tests.world.images import Images
 
 CAP = 16 << 20
@@ -122,3 +122,24 @@ def test_many_at_once_do_not_mix_their_output(node: Node, container: str) -> Non
     for number, call in calls.items():
         expected = "".join(f"{value}\n" for value in range(number, 2001))
         assert call.result(30).stdout.decode() == expected
+
+
+def test_a_caller_that_hangs_up_at_any_moment_leaves_no_process(node: Node, container: str) -> None:
+    request = cri.ExecSyncRequest(container_id=container, cmd=["sleep", "3600"])
+    for delay in range(0, 40, 2):
+        call = node.runtime.ExecSync.future(request)
+        with pytest.raises(grpc.FutureTimeoutError):
+            call.result(timeout=delay / 1000)
+        call.cancel()  # type: ignore[no-untyped-call] # grpc-stubs
+
+    def only_init() -> bool:
+        return "sleep 3600" not in node.shell(container, "ps -o args")
+
+    wait_until(only_init, what="the end of all commands")
+
+
+def test_removals_at_once_all_succeed(node: Node, container: str) -> None:
+    request = cri.RemoveContainerRequest(container_id=container)
+    calls = [node.runtime.RemoveContainer.future(request) for _ in range(8)]
+    for call in calls:
+        call.result(timeout=30)

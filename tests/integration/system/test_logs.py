@@ -95,7 +95,7 @@ def test_a_reopened_log_has_every_line_in_one_file_or_the_other(node: Node, imag
         os.rename(path, target)
         reopen(node, container)
         assert path.exists()
-    node.shell(container, "touch /tmp/stop")
+    node.touch(container, "/tmp/stop")
     node.wait_exited(container)
     lines = itertools.chain.from_iterable(parse_log(file.read_text()) for file in (*rotated, path))
     *numbers, end = [line.content for line in lines]

@@ -98,10 +98,10 @@ def test_a_timeline_is_there_for_scripts_too(socket_path: str) -> None:
 
 def test_a_bar_lies_where_the_stage_lay_in_its_call() -> None:
     call, stage = stages("x")
-    assert render_bar(call, call) == "█" * 40
-    assert render_bar(stage, call) == " " * 10 + "█" * 20
+    assert render_bar(call, call) == "█" * 28
+    assert render_bar(stage, call) == " " * 7 + "█" * 14
     late = Stage(name="x/y", start_ns=8_000_000, duration_ns=0)
-    assert render_bar(late, call) == " " * 39 + "█"
+    assert render_bar(late, call) == " " * 27 + "█"
 
 
 def test_an_unknown_pod_is_a_failure_with_one_line(socket_path: str) -> None:
