@@ -49,13 +49,14 @@ def _become_init(plan: SandboxPlan, around: Surroundings, report: Report) -> NoR
         os.close(fd)
     capabilities.limit_bounding((), around.last_capability)
     capabilities.set_no_new_privileges()
-    if plan.user_namespace is None:
-        setns(around.empty_mounts_fd, Clone.NEWNS)
-        unshare(Clone.NEWNS)
+    ids = plan.user_namespace
+    if ids is None:
+        _enter_nothing(around)
+    # A user namespace too small for that user has been entered as its root, who is nobody outside.
+    if ids is None or (ids.host_uid(NOBODY) is not None and ids.host_gid(NOBODY) is not None):
         os.setgroups(())
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    # Else it has both behind it, and is nobody on the host as the root of its user namespace.
     process.reset_signals()
     # Kept over the execve: the kernel then reaps the namespace's orphans by itself.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -124,11 +125,17 @@ def _become_init_of(pid: int, plan: SandboxPlan, around: Surroundings) -> None:
         flags |= namespaces.CLONE_FLAGS[pin.kind]
     pidfd = os.pidfd_open(pid)
     try:
-        setns(around.empty_mounts_fd, Clone.NEWNS)
+        _enter_nothing(around)
         setns(pidfd, flags)
     finally:
         os.close(pidfd)
     idmaps.become_root()
+
+
+def _enter_nothing(around: Surroundings) -> None:
+    """Enter a copy of the empty mount namespace."""
+    setns(around.empty_mounts_fd, Clone.NEWNS)
+    unshare(Clone.NEWNS)
 
 
 def _write_sysctl(name: str, value: str) -> None:

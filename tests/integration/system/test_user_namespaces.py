@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.world.daemon import Node, is_running, refused, wait_until
 from tests.world.images import Images
+from tests.world.oci import Layer, build_image
+from tests.world.registry import Registry
 
 SLEEP = ["sleep", "600"]
 HOST_ID, LENGTH = 300_000, 65_536
@@ -309,11 +312,20 @@ def test_a_shared_pid_namespace_has_its_init_in_the_user_namespace(
     first = node.run_container(pod, images["busybox"], name="a", command=SLEEP)
     second = node.run_container(pod, images["busybox"], name="b", command=SLEEP)
     assert node.shell(first, "ps -o args").count("sleep 600") == 2
-    assert node.shell(second, "stat -c %u /proc/1").strip() in ("0", "65534")
+    spawner = node.pid_of("spawner")
+    children = Path(f"/proc/{spawner}/task/{spawner}/children").read_text().split()
+    (init,) = [
+        child
+        for child in children
+        if Path(f"/proc/{child}/cmdline").read_bytes() == b"pycri-pod-init\0"
+    ]
+    for kind in ("user", "net", "ipc", "uts", "pid"):
+        own = os.readlink(f"/proc/{node.pid(first)}/ns/{kind}")
+        assert os.readlink(f"/proc/{init}/ns/{kind}") == own, kind
     uids = node.shell(first, "grep ^Uid: /proc/1/status").split()[1:]
-    assert uids == ["0"] * 4
-    for attempt in ("ls /proc/1/root/", "kill -9 1; test ! -d /proc/1", "readlink /proc/1/cwd"):
-        assert node.exec(first, "sh", "-c", attempt).exit_code != 0, attempt
+    assert uids == ["65534"] * 4
+    assert f"Uid:\t{HOST_ID + 65534}\t" in Path(f"/proc/{init}/status").read_text()
+    assert node.exec(first, "ls", "/proc/1/root/").exit_code != 0
     node.shell(first, "for n in 1 2 3; do (sleep 0.05 &); done")
 
     def reaped() -> bool:
@@ -430,3 +442,90 @@ def test_an_id_that_is_not_mapped_is_refused(
 ) -> None:
     with refused(grpc.StatusCode.INVALID_ARGUMENT, field, "user namespace"):
         node.create_container(run_pod(node), images["busybox"], command=SLEEP, security=security)
+
+
+def test_an_image_is_a_volume_of_root_s_files(
+    node: Node, images: Images, registry: Registry
+) -> None:
+    layer = Layer().directory("data").file("data/file", "data\n")
+    registry.push(build_image([layer.tar()], {}), "tests/mapped-volume")
+    image = registry.reference("tests/mapped-volume")
+    node.pull(image)
+    whole = {"container_path": "/whole", "image": {"image": image}, "readonly": True}
+    part = whole | {"container_path": "/part", "image_sub_path": "data"}
+    container = node.run_container(
+        run_pod(node), images["busybox"], command=SLEEP, mounts=[whole, part]
+    )
+    script = "cat /part/file; stat -c %u:%g /whole/data/file /part"
+    assert node.shell(container, script) == "data\n0:0\n0:0\n"
+    assert node.exec(container, "touch", "/whole/new").exit_code != 0
+
+
+def test_what_the_host_mounts_reaches_a_slave_and_nothing_comes_back(
+    node: Node, images: Images
+) -> None:
+    folder = volume(node, "shared")
+    run = subprocess.check_call
+    run(["mount", "-t", "tmpfs", "-o", f"uid={HOST_ID}", "tests", folder])
+    try:
+        run(["mount", "--make-shared", folder])
+        (folder / "below").mkdir()
+        mount = {"host_path": str(folder), "container_path": "/data"}
+        container = node.run_container(
+            run_pod(node),
+            images["busybox"],
+            command=SLEEP,
+            mounts=[mount | {"propagation": cri.PROPAGATION_HOST_TO_CONTAINER}],
+            security={"capabilities": {"add_capabilities": ["SYS_ADMIN"]}},
+        )
+        run(["mount", "-t", "tmpfs", "tests", folder / "below"])
+        (folder / "below" / "file").write_text("seen\n")
+        assert node.shell(container, "cat /data/below/file") == "seen\n"
+        node.shell(container, "mkdir /data/inside && mount -t tmpfs none /data/inside")
+        assert not os.path.ismount(folder / "inside")
+        node.stop_container(container)
+    finally:
+        run(["umount", "-R", folder])
+
+
+def test_mounts_cannot_be_shared_with_the_host(node: Node, images: Images) -> None:
+    mount = {"host_path": str(volume(node, "both-ways")), "container_path": "/data"}
+    with refused(grpc.StatusCode.UNIMPLEMENTED, "config.mounts[0].propagation"):
+        node.create_container(
+            run_pod(node),
+            images["busybox"],
+            mounts=[mount | {"propagation": cri.PROPAGATION_BIDIRECTIONAL}],
+        )
+
+
+def test_a_filter_goes_with_a_user_namespace(node: Node, images: Images) -> None:
+    profile = {"profile_type": cri.SecurityProfile.RuntimeDefault}
+    container = node.run_container(
+        run_pod(node),
+        images["busybox"],
+        command=SLEEP,
+        security={"seccomp": profile, "run_as_user": {"value": 1000}},
+    )
+    status = node.shell(container, "grep -E '^(Seccomp|Uid):' /proc/self/status").split()
+    assert status[-2:] == ["Seccomp:", "2"]
+    assert status[1] == "1000"
+
+
+@pytest.mark.parametrize("pid", [cri.CONTAINER, cri.POD])
+def test_a_pod_that_cannot_be_made_says_why_and_leaves_nothing(node: Node, pid: int) -> None:
+    config = node.pod_config(
+        "failing",
+        namespaces={"userns_options": OWN, "pid": pid},
+        linux={"sysctls": {"net.ipv4.ip_unprivileged_port_start": "nonsense"}},
+    )
+    with refused(grpc.StatusCode.INTERNAL, "sysctl net/ipv4/ip_unprivileged_port_start"):
+        node.run_config(config)
+    assert not node.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
+    assert list((node.run_dir / "ns").iterdir()) == []
+
+
+def test_the_last_id_there_is_can_be_mapped(node: Node) -> None:
+    far = MAPPING | {"host_id": (1 << 32) - 2, "length": 1}
+    ids = {"mode": cri.POD, "uids": [far], "gids": [far]}
+    pod = node.run_pod("far", namespaces={"userns_options": ids})
+    assert node.pod_status(pod).state == cri.SANDBOX_READY
