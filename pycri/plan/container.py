@@ -212,10 +212,15 @@ def _plan_cgroup(inputs: ContainerInputs) -> CgroupPlan:
 
 def _plan_steps(inputs: ContainerInputs) -> tuple[Step, ...]:
     spec, paths = inputs.spec, inputs.pod_paths
-    privileged = spec.security.privileged
+    modes = inputs.pod.spec.namespaces
+    # With the node's network /sys is the node's, which is read-only in any user namespace.
+    own_sys = modes.user is None or modes.network is not NamespaceMode.NODE
     defaults = (
         *plan_kernel_filesystems(
-            paths.shm, container_cgroup(inputs), inputs.host, privileged=privileged
+            paths.shm,
+            container_cgroup(inputs),
+            inputs.host,
+            privileged=spec.security.privileged and own_sys,
         ),
         *plan_devices(
             spec.devices,

@@ -200,3 +200,16 @@ def test_the_node_s_network_keeps_its_namespaces() -> None:
     sandbox = plan_sandbox(POD_ID, spec, pod_paths(spec), host_v2(), "/pycri")
     assert [pin.kind for pin in sandbox.pins] == ["user", "ipc"]
     assert sandbox.sysctls == ()
+
+
+@pytest.mark.parametrize("network", [NamespaceMode.NODE, NamespaceMode.POD])
+def test_privileged_makes_sys_writable_only_where_it_is_the_pod_s(network: NamespaceMode) -> None:
+    modes = NamespaceModes(user=IDS, network=network)
+    plan = plan_container(
+        container_inputs(
+            pod=pod_spec(namespaces=modes, privileged=True),
+            security=ContainerSecurity(namespaces=modes, privileged=True),
+        )
+    )
+    (sys,) = [s for s in plan.steps if isinstance(s, MountFilesystem) and s.filesystem == "sysfs"]
+    assert ("ro" in sys.attributes) is (network is NamespaceMode.NODE)
