@@ -28,6 +28,7 @@ from pycri.logs import Log
 from pycri.model.host import HostFacts
 from pycri.model.ids import Digest
 from pycri.network.bridge import BridgeNetwork
+from pycri.pods.apparmor import load_default_profile
 from pycri.pods.catalogue import Catalogue
 from pycri.pods.containers import Containers
 from pycri.pods.endings import Endings
@@ -155,6 +156,11 @@ async def _connect(
     except Unavailable as error:
         # Pods on the host's network still work; Status says what is wrong.
         _log.error("network not ready", error=str(error))
+    if foundation.host.apparmor:
+        try:
+            await load_default_profile()
+        except Unavailable as error:
+            _log.error("containers run without AppArmor", error=str(error))
     await recovery.recover(database)
     return Application(
         sandboxes=sandboxes,

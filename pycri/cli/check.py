@@ -46,7 +46,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What HostFacts does not hold. filesystems: of /proc/filesystems; nft: its path or None.
+    """What HostFacts does not hold. filesystems: of /proc/filesystems; nft, apparmor_parser: paths.
 
     propagation: of the mount the kubelet's folder is on, as `mounts.read_propagation` has it.
     """
@@ -55,6 +55,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     filesystems: frozenset[str]
     nft: str | None
     propagation: frozenset[str] = frozenset()
+    apparmor_parser: str | None = None
 
 
 @click.command()
@@ -88,6 +89,7 @@ def _read_surroundings() -> Surroundings:
         root=os.geteuid() == 0,
         filesystems=names,
         nft=shutil.which("nft"),
+        apparmor_parser=shutil.which("apparmor_parser"),
         propagation=read_propagation(KUBELET_DIR if os.path.isdir(KUBELET_DIR) else "/"),
     )
 
@@ -103,7 +105,7 @@ def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
     yield _oom(facts)
     yield _exits(facts)
     yield _propagation(surroundings)
-    yield _apparmor(facts)
+    yield _apparmor(facts, surroundings)
     yield _selinux(facts)
 
 
@@ -184,11 +186,14 @@ def _oom(facts: HostFacts) -> Finding:
     return Finding(subject="oom_score_adj", verdict=Verdict.GOOD, text="can be set at will")
 
 
-def _apparmor(facts: HostFacts) -> Finding:
+def _apparmor(facts: HostFacts, surroundings: Surroundings) -> Finding:
     # A node without it is none the worse: distributions have the one or the other.
     text = "is not there: containers that name a profile of it are refused"
     if facts.apparmor:
-        text = f"is there; RuntimeDefault is the profile {DEFAULT_APPARMOR}, where that is loaded"
+        text = f"is there; RuntimeDefault is the profile {DEFAULT_APPARMOR}"
+        if not surroundings.apparmor_parser:
+            text = "is there, but apparmor_parser is not: RuntimeDefault confines nothing"
+            return Finding(subject="apparmor", verdict=Verdict.LIMITED, text=text)
     return Finding(subject="apparmor", verdict=Verdict.GOOD, text=text)
 
 

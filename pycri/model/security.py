@@ -52,7 +52,7 @@ CAPABILITY_NAMES = (
 
 
 DEFAULT_APPARMOR = "pycri-default"
-"""The profile that RuntimeDefault means, if an administrator has loaded one of this name."""
+"""The AppArmor profile that RuntimeDefault means; the daemon loads it where the kernel can."""
 
 
 class NamespaceMode(enum.Enum):
@@ -148,7 +148,8 @@ class ContainerSecurity(msgspec.Struct, frozen=True, kw_only=True):
     """The security context of a container, as asked.
 
     masked_paths, readonly_paths: absolute paths; empty means none (an unmasked /proc).
-    seccomp, apparmor: None is unconfined. selinux_label: "user:role:type:level" or "".
+    seccomp: None is unconfined. apparmor: None is RuntimeDefault; a privileged container has none.
+    selinux_label: "user:role:type:level" or "".
     """
 
     namespaces: NamespaceModes = NamespaceModes()

@@ -27,7 +27,7 @@ profile {DEFAULT_APPARMOR} flags=(attach_disconnected,mediate_deleted) {{
   ptrace (trace,read,tracedby,readby) peer={DEFAULT_APPARMOR},
 
   deny /proc/* w,
-  deny /proc/{{[^1-9],[^1-9][^0-9],[^1-9s][^0-9y][^0-9s],[^1-9][^0-9][^0-9][^0-9]*}}/** w,
+  deny /proc/{{[^1-9/],[^1-9/][^0-9/],[^1-9s/][^0-9y/][^0-9s/],[^1-9/][^0-9/][^0-9/][^0-9/]*}}/** w,
   deny /proc/sys/[^k]** w,
   deny /proc/sys/kernel/{{?,??,[^s][^h][^m]**}} w,
   deny /proc/sysrq-trigger rwklx,

@@ -18,6 +18,7 @@ from pycri.model.security import (
     DEFAULT_APPARMOR,
     ContainerSecurity,
     ProfileType,
+    SecurityProfile,
 )
 from pycri.plan.seccomp import parse_profile, select_rules
 from pycri.plan.seccomp_default import default_profile
@@ -61,23 +62,23 @@ class Profiles:
     def apparmor(self, security: ContainerSecurity) -> str:
         """Return the name of the profile to execute under, "" for none.
 
-        RuntimeDefault, which the kubelet may send to any node, is none where the kernel has no
-        AppArmor, or nobody has loaded a profile of our name.
+        A request that says nothing means RuntimeDefault, as to all runtimes. That is none where
+        the kernel has no AppArmor, or the daemon could not load our profile.
         Raises: Unsupported, InvalidRequest for a profile that is not loaded.
         """
-        wanted = security.apparmor
-        if wanted is None or wanted.type is ProfileType.UNCONFINED or security.privileged:
+        wanted = security.apparmor or SecurityProfile(type=ProfileType.RUNTIME_DEFAULT)
+        if wanted.type is ProfileType.UNCONFINED or security.privileged:
             return ""
         if wanted.type is ProfileType.LOCALHOST and not self._host.apparmor:
             raise Unsupported(f"{_APPARMOR}: this kernel has no AppArmor, or it is turned off")
         if not self._host.apparmor:
             return ""
-        loaded = read_apparmor_profiles()
-        if wanted.type is ProfileType.RUNTIME_DEFAULT:
-            return DEFAULT_APPARMOR if DEFAULT_APPARMOR in loaded else ""
-        if wanted.localhost_ref not in loaded:
-            raise InvalidRequest(_APPARMOR, f"no profile {wanted.localhost_ref!r} is loaded")
-        return wanted.localhost_ref
+        name = wanted.localhost_ref or DEFAULT_APPARMOR
+        if name in read_apparmor_profiles():
+            return name
+        if wanted.type is ProfileType.LOCALHOST:
+            raise InvalidRequest(_APPARMOR, f"no profile {name!r} is loaded")
+        return ""
 
     def _compile(self, profile: SeccompProfile, capabilities: frozenset[str]) -> SeccompProgram:
         rules = select_rules(profile, capabilities, self._host.architecture, self._host.kernel)

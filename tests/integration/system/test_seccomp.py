@@ -130,9 +130,7 @@ def test_what_cannot_be_executed_under_a_filter_fails_the_start(node: Node, imag
 
 
 @pytest.mark.parametrize("no_new_privs", [False, True])
-def test_every_flag_is_taken(
-    no_new_privs: bool, node: Node, images: Images, write: Write
-) -> None:
+def test_every_flag_is_taken(no_new_privs: bool, node: Node, images: Images, write: Write) -> None:
     path = write("SCMP_ACT_ERRNO", CHMOD, flags=[flag.value for flag in SeccompFlag])
     pod = node.run_pod("flags")
     security = {**localhost(path), "no_new_privs": no_new_privs}

@@ -108,6 +108,13 @@ def test_a_good_host_has_nothing_to_complain_of() -> None:
         ({"pidfd_exit_info": False}, {}, "exit codes", Verdict.LIMITED),
         ({}, {"filesystems": frozenset()}, "overlay", Verdict.LIMITED),
         ({}, {"nft": None}, "nft", Verdict.FATAL),
+        ({"apparmor": True}, {}, "apparmor", Verdict.LIMITED),
+        (
+            {"apparmor": True},
+            {"apparmor_parser": "/sbin/apparmor_parser"},
+            "apparmor",
+            Verdict.GOOD,
+        ),
     ],
 )
 def test_what_is_missing_is_found(
