@@ -7,6 +7,7 @@ image that is not on the node leaves its parts open; they stand in <angle bracke
 """
 
 from pycri.config import Settings
+from pycri.errors import InvalidRequest
 from pycri.images.stored import StoredImages
 from pycri.model.container import ContainerSpec, Mount
 from pycri.model.host import HostFacts
@@ -56,7 +57,12 @@ class Preview:
         """
         found = self._images.find(spec.image.image)
         note = "" if found else f"# image {spec.image.image} is not on this node\n"
-        inputs = self._inputs(pod, spec, found or _unknown(spec, self._host))
+        try:
+            inputs = self._inputs(pod, spec, found or _unknown(spec, self._host))
+        except InvalidRequest as error:
+            if found is None:
+                error.add_note(f"image {spec.image.image} is not on this node")
+            raise
         folders = f"directory {inputs.upper}\ndirectory {inputs.work}\n"
         return note + folders + render_plan(plan_container(inputs))
 
