@@ -323,3 +323,28 @@ def test_a_living_servers_socket_and_a_plain_file_are_left_alone(path: str) -> N
         play(path, scene)
     assert Path(path).read_text(encoding="utf-8") == "mine"
     os.unlink(path)
+
+
+def test_changes_of_resources_reach_the_application_and_errors_name_the_field(path: str) -> None:
+    limits = pb.LinuxContainerResources(cpu_shares=2, oom_score_adj=-5)
+
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        stub = RuntimeServiceStub(channel)
+        request = pb.UpdateContainerResourcesRequest(container_id="c", linux=limits)
+        await stub.UpdateContainerResources(request)
+        assert world.updates.containers["c"].cpu_shares == 2
+        assert world.updates.containers["c"].oom_score_adj == -5
+        request.linux.cpu_period = 5
+        code, message = await failure(stub.UpdateContainerResources(request))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert message.startswith("linux.cpu_period: ")
+        pod = pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=POD, overhead=limits)
+        await stub.UpdatePodSandboxResources(pod)
+        overhead, resources = world.updates.pods[POD]
+        assert overhead is not None
+        assert resources is None
+        pod.resources.oom_score_adj = 5000
+        code, message = await failure(stub.UpdatePodSandboxResources(pod))
+        assert message.startswith("resources.oom_score_adj: ")
+
+    play(path, scene)
