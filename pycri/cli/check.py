@@ -104,9 +104,19 @@ def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
     yield _capabilities(facts)
     yield _oom(facts)
     yield _exits(facts)
+    yield _user_namespaces(facts)
     yield _propagation(surroundings)
     yield _apparmor(facts, surroundings)
     yield _selinux(facts)
+
+
+def _user_namespaces(facts: HostFacts) -> Finding:
+    subject = "user namespace"
+    if facts.user_namespaces:
+        text = "pods can have one of their own (hostUsers: false)"
+        return Finding(subject=subject, verdict=Verdict.GOOD, text=text)
+    text = "of a pod's own is refused: Linux < 6.3, or sysctl user.max_user_namespaces is 0"
+    return Finding(subject=subject, verdict=Verdict.LIMITED, text=text)
 
 
 def _propagation(surroundings: Surroundings) -> Finding:

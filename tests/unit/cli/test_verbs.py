@@ -42,6 +42,7 @@ HOST = HostFacts(
     ),
     overlay_lowerdir_append=True,
     pidfd_exit_info=True,
+    user_namespaces=True,
     apparmor=False,
     selinux=False,
 )
@@ -106,6 +107,7 @@ def test_a_good_host_has_nothing_to_complain_of() -> None:
         ({}, {"propagation": frozenset({"master"})}, "propagation", Verdict.LIMITED),
         ({"min_oom_score_adj": 0}, {}, "oom_score_adj", Verdict.LIMITED),
         ({"pidfd_exit_info": False}, {}, "exit codes", Verdict.LIMITED),
+        ({"user_namespaces": False}, {}, "user namespace", Verdict.LIMITED),
         ({}, {"filesystems": frozenset()}, "overlay", Verdict.LIMITED),
         ({}, {"nft": None}, "nft", Verdict.FATAL),
         ({"apparmor": True}, {}, "apparmor", Verdict.LIMITED),
