@@ -196,7 +196,8 @@ def test_nothing_is_left_of_a_container_that_double_forks(
         lambda: pids if len(pids := processes_in(main)) >= 10 else None, what="all daemons run"
     )
     if "gate" in last:
-        node.shell(container, "echo go > /gate")
+        # The container may end, and take this with it, before this has.
+        node.exec(container, "sh", "-c", "echo go > /gate")
         assert node.wait_exited(container).exit_code == 0
     else:
         node.stop_container(container, timeout=0)
