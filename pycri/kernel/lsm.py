@@ -3,7 +3,7 @@
 
 The labels of a process are files of /proc/PID/attr. Once a child is inside a container, /proc is
 whatever the container makes of it: a label written to a file there may go nowhere (CVE-2019-16884).
-So /proc/self is opened while it is still the host's, and the files are opened below that.
+So /proc is opened while it is still the host's, and the files are opened below that.
 """
 
 import os
@@ -12,19 +12,24 @@ _PROFILES = "/sys/kernel/security/apparmor/profiles"
 _READ_LIMIT = 1 << 22
 
 
-def open_own_proc() -> int:
-    """Return a descriptor of the caller's folder in /proc, O_PATH, caller closes."""
-    return os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def open_proc() -> int:
+    """Return a descriptor of /proc, O_PATH, caller closes."""
+    return os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def own_pid(proc_fd: int) -> int:
+    """Return the caller's pid as `proc_fd` shows it, whatever pid namespace he is in."""
+    return int(os.readlink("self", dir_fd=proc_fd))
 
 
 def set_apparmor_exec(proc_fd: int, profile: str) -> None:
     """Confine the caller by a loaded profile from its next execve on; borrows `proc_fd`."""
-    _write(proc_fd, "attr/apparmor/exec", f"exec {profile}")
+    _write(proc_fd, "self/attr/apparmor/exec", f"exec {profile}")
 
 
 def set_selinux_exec(proc_fd: int, label: str) -> None:
     """Label the caller from its next execve on; borrows `proc_fd`."""
-    _write(proc_fd, "attr/exec", label)
+    _write(proc_fd, "self/attr/exec", label)
 
 
 def read_apparmor_profiles() -> frozenset[str]:

@@ -25,7 +25,16 @@ from pycri.spawner.sandbox import start_sandbox
 from pycri.spawner.surroundings import Surroundings
 from pycri.spawner.tasks import Task, new_task
 from pycri.wire.channel import Channel
-from pycri.wire.messages import FROM_CHILD, Broken, ChildMessage, Failed, Reached, Ready, StageMark
+from pycri.wire.messages import (
+    FROM_CHILD,
+    Broken,
+    ChildMessage,
+    Failed,
+    Moved,
+    Reached,
+    Ready,
+    StageMark,
+)
 
 DEV_NULL = "/dev/null"
 
@@ -139,6 +148,8 @@ class Birth:
                 self.received.update(zip([message.stage], fds, strict=False))
             case Broken():
                 self._broken = message
+            case Moved():
+                self.pid = message.pid
             case Ready():
                 self._ready = True
                 self.marks.append(StageMark(stage="identity", at_ns=message.at_ns))
@@ -165,7 +176,7 @@ class Nursery:
     def container(self, plan: ContainerPlan, target: int) -> Birth:
         """Fork a container's init. target: pidfd of whose pid namespace to join, or -1."""
         stdio = Stdio(terminal=plan.process.terminal, stdin=plan.stdin)
-        child = partial(start_container, plan, stdio.ends, self._around)
+        child = partial(start_container, plan, target, stdio.ends, self._around)
         return self._fork(stdio, plan.pid_namespace, target, child)
 
     def exec(self, plan: ExecPlan, target: int) -> Birth:
@@ -175,8 +186,15 @@ class Nursery:
         return self._fork(stdio, "join", target, child)
 
     def find(self, pid: int) -> Birth | None:
-        """Return the birth of this pid, if it has not settled."""
-        return self._births.get(pid)
+        """Return the birth whose process has, or had before it moved, this pid, if not settled.
+
+        A process that has moved may end before it is known by its new pid: then all are asked.
+        """
+        if pid not in self._births and all(pid != birth.pid for birth in self._births.values()):
+            for birth in self._births.values():
+                birth.read()
+        moved = (birth for birth in self._births.values() if birth.pid == pid)
+        return self._births.get(pid) or next(moved, None)
 
     def abandon(self) -> None:
         """Kill all that have not executed yet; each then fails and is cleaned up as ever."""
@@ -186,7 +204,7 @@ class Nursery:
 
     def remove(self, birth: Birth) -> None:
         """Forget a birth that has settled."""
-        self._births.pop(birth.pid, None)
+        self._births = {pid: other for pid, other in self._births.items() if other is not birth}
 
     def _fork(
         self, stdio: Stdio, mode: str, target: int, work: Callable[[Report], object]
@@ -201,7 +219,7 @@ class Nursery:
             _report_work(Report(Channel(theirs)), work)
 
         try:
-            with self._next_child_in(mode, target):
+            with self._next_child_in(mode):
                 pid = process.fork(child)
         except OSError:
             stdio.close()
@@ -215,19 +233,17 @@ class Nursery:
         return birth
 
     @contextmanager
-    def _next_child_in(self, mode: str, target: int) -> Iterator[None]:
+    def _next_child_in(self, mode: str) -> Iterator[None]:
         """Let the next fork be born in another pid namespace, ours only again afterwards.
 
         unshare and setns of a pid namespace change that of later children (pid_namespaces(7)),
-        so one fork does what runtimes with a fixed namespace need two for.
+        so one fork does what runtimes with a fixed namespace need two for. Where others live
+        already the child goes by itself, late (`moving.py`).
         """
-        if mode == "host":
+        if mode != "new":
             yield
             return
-        if mode == "new":
-            unshare(Clone.NEWPID)
-        else:
-            setns(target, Clone.NEWPID)
+        unshare(Clone.NEWPID)
         try:
             yield
         finally:

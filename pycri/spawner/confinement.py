@@ -6,8 +6,9 @@ folder in /proc, the socket of a seccomp agent. `prepare` opens these before the
 """
 
 import array
-import os
 import socket
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -28,7 +29,7 @@ class Confinement:
         self._plan = plan
         self._proc_fd = proc_fd
         self._agent = agent
-        self._message = b""
+        self._state: Callable[[int], bytes] = lambda _: b""
 
     @classmethod
     def prepare(
@@ -36,16 +37,17 @@ class Confinement:
     ) -> "Confinement":
         """Open what is the host's. pidfd: of the container's first process, for an exec in it."""
         proc_fd, agent, program = -1, None, plan.seccomp
-        if plan.apparmor_profile or plan.selinux_label:
-            report.doing("open /proc/self")
-            proc_fd = lsm.open_own_proc()
+        if plan.apparmor_profile or plan.selinux_label or (program and program.listener_path):
+            report.doing("open /proc")
+            proc_fd = lsm.open_proc()
         if program is not None and program.listener_path:
             report.doing(f"connect to the seccomp agent at {program.listener_path}")
             agent = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             agent.connect(program.listener_path)
         confinement = cls(plan, proc_fd, agent)
         if program is not None and agent is not None:
-            confinement._message = _state(program, container, pidfd)
+            first = None if pidfd is None else process.pid_of(pidfd)
+            confinement._state = partial(_state, program, container, first)
         return confinement
 
     def apply(self, report: Report) -> None:
@@ -65,20 +67,19 @@ class Confinement:
         if self._agent is None:
             seccomp.load(program.instructions, program.flags)
             return
+        # Made before the filter is there, which may stop what it takes, or report it to nobody yet.
+        message = self._state(lsm.own_pid(self._proc_fd))
         listener = seccomp.load_with_listener(program.instructions, program.flags)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))]
-        self._agent.sendmsg([self._message], rights)
+        self._agent.sendmsg([message], rights)
         # Both are close-on-exec.
 
 
-def _state(program: SeccompProgram, container: TaskId, pidfd: int | None) -> bytes:
+def _state(program: SeccompProgram, container: TaskId, first: int | None, pid: int) -> bytes:
     """Return the message that goes with the descriptor.
 
     Source: OCI runtime-spec, config-linux.md "The Container Process State". There is no bundle.
     """
-    # /proc is the host's still, so the link shows our pid there, whatever namespace we are in.
-    pid = int(os.readlink("/proc/self"))
-    first = pid if pidfd is None else process.pid_of(pidfd)
     return msgspec.json.encode(
         {
             "ociVersion": _OCI_VERSION,
@@ -88,8 +89,8 @@ def _state(program: SeccompProgram, container: TaskId, pidfd: int | None) -> byt
             "state": {
                 "ociVersion": _OCI_VERSION,
                 "id": container,
-                "status": "creating" if pidfd is None else "running",
-                "pid": first,
+                "status": "creating" if first is None else "running",
+                "pid": pid if first is None else first,
                 "bundle": "",
             },
         }

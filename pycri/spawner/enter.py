@@ -16,6 +16,7 @@ from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute, set_limits
 from pycri.spawner.init import enter_cgroups
 from pycri.spawner.mapped import give_to_root
+from pycri.spawner.moving import choose_pid_namespace, go_on
 from pycri.spawner.report import Report
 from pycri.spawner.surroundings import Surroundings
 
@@ -29,23 +30,30 @@ def start_exec(
     around: Surroundings,
     report: Report,
 ) -> NoReturn:
-    """Run in the forked child, which is already in the container's pid namespace."""
+    """Run in the forked child."""
     process.hide_from_tracing()
-    os.setsid()
     enter_cgroups(plan.cgroup, report, around)
     report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
     confinement = Confinement.prepare(plan.process, plan.container, report, pidfd)
     set_limits(plan.process, around, report)
+    choose_pid_namespace(pidfd, report)
     _join(plan, pidfd, stdio, report)
-    if plan.process.terminal:
-        report.doing("terminal")
-        root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        master, slave = terminal.open_terminal(root_fd)
-        report.reached("terminal", (master,))
-        stdio = (slave, slave, slave)
-    execute(plan.process, stdio, report, around, confinement)
+
+    def finish() -> NoReturn:
+        ends = _open_terminal(report) if plan.process.terminal else stdio
+        execute(plan.process, ends, report, around, confinement)
+
+    go_on(report, finish)
+
+
+def _open_terminal(report: Report) -> tuple[int, int, int]:
+    report.doing("terminal")
+    root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    master, slave = terminal.open_terminal(root_fd)
+    report.reached("terminal", (master,))
+    return slave, slave, slave
 
 
 def _join(plan: ExecPlan, pidfd: int, stdio: tuple[int, int, int], report: Report) -> None:

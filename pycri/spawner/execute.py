@@ -30,6 +30,7 @@ def execute(
     Raises: SetupFailed or OSError; the caller reports them.
     """
     report.doing("stdio")
+    os.setsid()
     _set_stdio(plan, stdio)
     report.doing(f"working directory {plan.cwd}")
     _enter_directory(plan.cwd)

@@ -25,6 +25,7 @@ from pycri.model.plan import CgroupPlan, ContainerPlan
 from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute, set_limits
 from pycri.spawner.mapped import MappedSources, enter, give_to_root
+from pycri.spawner.moving import choose_pid_namespace, go_on
 from pycri.spawner.report import Report
 from pycri.spawner.steps import apply_steps, open_sources, sources_of
 from pycri.spawner.surroundings import Surroundings
@@ -34,11 +35,17 @@ ROOT = "/root"
 
 
 def start_container(
-    plan: ContainerPlan, stdio: tuple[int, int, int], around: Surroundings, report: Report
+    plan: ContainerPlan,
+    target: int,
+    stdio: tuple[int, int, int],
+    around: Surroundings,
+    report: Report,
 ) -> NoReturn:
-    """Run in the forked child. stdio: the child's ends; with a terminal they are replaced."""
+    """Run in the forked child. stdio: the child's ends; with a terminal they are replaced.
+
+    target: pidfd of whose pid namespace to join, if the plan joins one.
+    """
     process.hide_from_tracing()
-    os.setsid()
     enter_cgroups(plan.cgroup, report, around)
     report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
     process.write_oom_score_adj(plan.process.oom_score_adj)
@@ -53,25 +60,45 @@ def start_container(
         report.doing(f"log {plan.log_path}")
         _make_log(plan.log_path)
     mapped = MappedSources(plan.user_namespace)
-    root_fd = _mount_all(plan, mapped, around, report)
-    if plan.process.terminal:
-        stdio = _open_terminal(root_fd, report)
+    trees, root = _open_all(plan, mapped, around, report)
+
+    def finish() -> NoReturn:
+        root_fd = apply_steps(plan.steps, trees, root, report)
+        ends = _open_terminal(root_fd, report) if plan.process.terminal else stdio
+        _enter_root(plan, root_fd, mapped, ends, report)
+        execute(plan.process, ends, report, around, confinement)
+
+    set_limits(plan.process, around, report)
+    if plan.pid_namespace == "join":
+        choose_pid_namespace(target, report)
+        go_on(report, finish)
+    finish()
+
+
+def _enter_root(
+    plan: ContainerPlan,
+    root_fd: int,
+    mapped: MappedSources,
+    stdio: tuple[int, int, int],
+    report: Report,
+) -> None:
     report.doing("pivot_root")
     mounts.pivot_into(root_fd)
     report.reached("mounts")
-    set_limits(plan.process, around, report)
     if plan.user_namespace is not None:
         report.doing(plan.user_namespace)
         if not plan.process.terminal:
             give_to_root(stdio, plan.user_namespace.ids)
         enter(mapped.namespace(plan.user_namespace.ids))
-    execute(plan.process, stdio, report, around, confinement)
 
 
-def _mount_all(
+def _open_all(
     plan: ContainerPlan, mapped: MappedSources, around: Surroundings, report: Report
-) -> int:
-    """Apply the steps in a mount namespace of the container's own. Returns an O_PATH root."""
+) -> tuple[list[int], str]:
+    """Leave the host's mounts with all that is needed of them, for a mount namespace of our own.
+
+    Returns the sources' trees, and the folder where to attach the root.
+    """
     trees = open_sources(plan.steps, report, mapped, append=around.overlay_append)
     report.reached("sources")
     report.doing("mount namespace")
@@ -80,7 +107,7 @@ def _mount_all(
     root = mapped.make_overlays(
         sources_of(plan.steps), trees, ROOT, report, append=around.overlay_append
     )
-    return apply_steps(plan.steps, trees, root, report)
+    return trees, root
 
 
 def _make_log(path: str) -> None:

@@ -5,7 +5,7 @@ import time
 
 from pycri.errors import SetupFailed
 from pycri.wire.channel import Channel
-from pycri.wire.messages import Broken, Reached, Ready
+from pycri.wire.messages import Broken, Moved, Reached, Ready
 
 
 class Report:
@@ -29,6 +29,10 @@ class Report:
     def reached(self, stage: str, fds: tuple[int, ...] = ()) -> None:
         """Tell that a stage is complete; `fds` stay the caller's."""
         self._channel.send(Reached(stage=stage, at_ns=time.monotonic_ns()), fds)
+
+    def moved(self, pid: int) -> None:
+        """Tell that another process goes on with what the caller has begun."""
+        self._channel.send(Moved(pid=pid))
 
     def ready(self) -> None:
         """Tell that nothing is left but to execute."""

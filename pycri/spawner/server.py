@@ -330,7 +330,8 @@ class Spawner:
             birth = self._nursery.find(pid)
             if birth is not None:
                 birth.read()
-                self._settle(birth)
+                if birth.pid == pid:  # else it has moved, and only what began it has ended
+                    self._settle(birth)
             record = self._ends.collect(pid)
             if record is not None:
                 self._announce(record)

@@ -9,7 +9,7 @@ asking side and come back in the answer; messages without one are events.
                          ListTasks, Quit
     spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Tasks, Done, Failed;
                          events Exited, Welcome
-    child ──▶ spawner    Reached, Broken, Ready; end-of-file after Ready means "executing"
+    child ──▶ spawner    Reached, Broken, Moved, Ready; end-of-file after Ready means "executing"
     spawner ──▶ monitor  Keep, Finish, Reopen, Drop, HandOver
     monitor ──▶ spawner  Kept, HandedOver, Finished, Reopened
 
@@ -200,13 +200,19 @@ class Broken(msgspec.Struct, frozen=True, kw_only=True, tag="broken"):
     reason: str
 
 
+class Moved(msgspec.Struct, frozen=True, kw_only=True, tag="moved"):
+    """The child goes on as another process, `pid` to the spawner, and itself ends."""
+
+    pid: int
+
+
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     """All is set up; what follows is execve, or for a sandbox the end."""
 
     at_ns: int
 
 
-ChildMessage = Reached | Broken | Ready
+ChildMessage = Reached | Broken | Moved | Ready
 
 # spawner -> monitor
 

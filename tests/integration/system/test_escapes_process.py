@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 
+from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.world.daemon import Node, refused
 from tests.world.hostile import SECRET, Canary, push_image, try_to_end
 from tests.world.images import Images
@@ -315,3 +316,27 @@ def test_no_socket_of_ours_is_in_reach_of_a_pod_on_the_host_s_network(node: Node
     with open("/proc/net/unix") as table:
         abstract = [line for line in table if "@" in line and line.split()[6] in inodes]
     assert not abstract
+
+
+@pytest.mark.parametrize("capabilities", [[], ["SYS_PTRACE"]], ids=["default", "ptrace"])
+@pytest.mark.parametrize("entry", ["exec", "sibling"])
+def test_no_process_that_enters_a_container_still_has_the_host_s_files(
+    entry: str, capabilities: list[str], node: Node, images: Images, tmp_path: Path
+) -> None:
+    """A debugging container, with CAP_SYS_PTRACE, looks through /proc/PID/root of every process
+    that comes into its pid namespace: a command that is executed in it, or, where the pod shares
+    the namespace, a sibling that starts."""
+    canary = Canary(tmp_path / "canary")
+    watch = f"while :; do cat /proc/[0-9]*/root{canary.secret} 2>/dev/null; done"
+    mode = cri.POD if entry == "sibling" else cri.CONTAINER
+    pod = node.run_pod("rooted", namespaces={"pid": mode})
+    security = {"capabilities": {"add_capabilities": capabilities}}
+    watcher = node.run_container(
+        pod, images["busybox"], name="watcher", command=watch, security=security
+    )
+    for number in range(40 if entry == "exec" else 12):
+        if entry == "exec":
+            assert node.exec(watcher, "true").exit_code == 0
+        else:
+            node.run_container(pod, images["busybox"], name=f"s{number}", command=["true"])
+    assert node.log(watcher) == []
