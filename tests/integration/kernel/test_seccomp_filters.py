@@ -224,7 +224,7 @@ def test_a_pidfd_tells_its_pid() -> None:
 def test_labels_are_refused_by_a_kernel_without_their_module() -> None:
     """An error, and no label that is written to nowhere."""
     assert lsm.read_apparmor_profiles() == frozenset()
-    proc_fd = lsm.open_own_proc()
+    proc_fd = lsm.open_proc()
     try:
         with pytest.raises(FileNotFoundError):
             lsm.set_apparmor_exec(proc_fd, "profile")
