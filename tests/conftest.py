@@ -20,7 +20,7 @@ from tests.world import leaks, session
 from tests.world.images import Images
 from tests.world.registry import Registry
 
-SETTLE_S = 5.0
+SETTLE_S = 5.0 * session.TIME_FACTOR
 """How long the kernel and the daemon may take to free what a test has given up."""
 
 INTEGRATION = Path(__file__).parent / "integration"
