@@ -20,7 +20,7 @@ from tests.world import leaks, session
 from tests.world.images import Images
 from tests.world.registry import Registry
 
-SETTLE_S = 5.0
+SETTLE_S = 5.0 * session.TIME_FACTOR
 """How long the kernel and the daemon may take to free what a test has given up."""
 
 ON_THE_HOST = {Path(__file__).parent / name for name in ("integration", "conformance")}
@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require", default="", help='needs ("root,registry") whose lack fails instead of skips'
     )
+    parser.addoption("--vm", action="store_true", help="run what boots guests, for many minutes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,16 +48,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"session {session.session_id}, order --seed {config.option.seed}"
 
 
-def _missing_needs() -> dict[str, str]:
+def _missing_needs(config: pytest.Config) -> dict[str, str]:
     needs = {
         "root": os.geteuid() == 0,
         "registry": shutil.which("docker-registry") is not None,
+        "vm": config.option.vm,
     }
     return {need: f"needs {need}" for need, met in needs.items() if not met}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    missing = _missing_needs()
+    missing = _missing_needs(config)
     required = set(config.option.require.split(","))
     if unmet := required & set(missing):
         raise pytest.UsageError(f"--require: this host lacks {', '.join(sorted(unmet))}")

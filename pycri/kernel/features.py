@@ -79,9 +79,9 @@ def _has_swap_limits(version: int, mounts1: dict[str, str]) -> bool:
     if version == 1:
         memory = next((path for key, path in mounts1.items() if "memory" in key.split(",")), "")
         return os.path.exists(f"{memory}/memory.memsw.limit_in_bytes")
-    # The root group has no limits; any group below shows whether the kernel accounts for swap.
-    groups = [entry.path for entry in os.scandir(CGROUP_ROOT) if entry.is_dir()]
-    return any(os.path.exists(f"{group}/memory.swap.max") for group in groups)
+    # Since 6.1 every kernel that can swap accounts for it. The root group, which has no limits,
+    # does not show that, and there may be no other yet.
+    return os.path.exists("/proc/swaps")
 
 
 def _lowest_oom_score_adj() -> int:

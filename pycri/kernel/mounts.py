@@ -28,6 +28,7 @@ from pycri.kernel.syscalls import (
     move_mount,
     open_tree,
     pivot_root,
+    setns,
     umount2,
     unshare,
 )
@@ -109,16 +110,25 @@ def new_overlay(layers: tuple[str, ...], upper: str = "", work: str = "") -> int
 
 
 def new_overlay_by_path(layers: tuple[str, ...], upper: str, work: str, scratch: str) -> int:
-    """Do the same on Linux < 6.8: by mount(2) at `scratch`, in a mount namespace of our own.
+    """Do the same on Linux < 6.8: by mount(2) at `scratch`, in a mount namespace of a moment.
 
-    The calling process is left in that namespace, where no mount is shared with the host's any
-    more: trees that shall be must be cloned before. Returns a detached mount, caller closes.
+    Mounts cloned in there would get no propagation from the host's, so the caller is put back, at
+    the root folder. Returns a detached mount, caller closes.
     """
+    home_fd = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     unshare(Clone.NEWNS)
     mount("", "/", "", MountFlag.REC | MountFlag.PRIVATE)
-    data = ",".join((f"lowerdir={':'.join(layers)}", *_writable(upper, work)))
+    # mount(2) takes a page of options: the paths of forty layers, but descriptors of hundreds.
+    # They must be of this namespace, or the kernel refuses their mounts.
+    layer_fds = [os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for layer in layers]
+    lower = ":".join(f"/proc/self/fd/{fd}" for fd in layer_fds)
+    data = ",".join((f"lowerdir={lower}", *_writable(upper, work)))
     mount("overlay", scratch, "overlay", MountFlag(0), data)
-    return clone_tree(scratch, recursive=False)
+    tree_fd = clone_tree(scratch, recursive=False)
+    setns(home_fd, Clone.NEWNS)
+    for fd in (home_fd, *layer_fds):
+        os.close(fd)
+    return tree_fd
 
 
 def _writable(upper: str, work: str) -> tuple[str, ...]:

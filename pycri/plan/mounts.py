@@ -87,7 +87,11 @@ def plan_kernel_filesystems(
         BindMount(source=shm or _SHM, target=_SHM, attributes=_SAFE if shm else ()),
         MountFilesystem(filesystem="mqueue", target="/dev/mqueue", attributes=_SAFE),
         MountFilesystem(filesystem="sysfs", target="/sys", attributes=(*read_only, *_SAFE)),
-        *_cgroup_steps(cgroup, host, read_only),
+        *(
+            _cgroup1_steps(cgroup, host, read_only)
+            if host.cgroup_version == 1
+            else [_cgroup2_step(host, privileged=privileged)]
+        ),
     )
 
 
@@ -227,11 +231,17 @@ def _attributes(index: int, mount: Mount) -> tuple[str, ...]:
     return tuple(attributes.values())
 
 
-def _cgroup_steps(cgroup: str, host: HostFacts, read_only: tuple[str, ...]) -> list[Step]:
+def _cgroup2_step(host: HostFacts, *, privileged: bool) -> Step:
+    if privileged:
+        # It is in the host's cgroup namespace, where a new mount would set options of the whole
+        # tree: without any named, nsdelegate and memory_recursiveprot would be lost to all.
+        return BindMount(source=host.cgroup_root, target=_CGROUP_ROOT, attributes=_SAFE)
+    # In a cgroup namespace of its own it sees its group as the root.
+    return MountFilesystem(filesystem="cgroup2", target=_CGROUP_ROOT, attributes=("ro", *_SAFE))
+
+
+def _cgroup1_steps(cgroup: str, host: HostFacts, read_only: tuple[str, ...]) -> list[Step]:
     attributes = (*read_only, *_SAFE)
-    if host.cgroup_version == 2:
-        # With a cgroup namespace of its own the container sees its group as the root.
-        return [MountFilesystem(filesystem="cgroup2", target=_CGROUP_ROOT, attributes=attributes)]
     steps: list[Step] = [
         MountFilesystem(
             filesystem="tmpfs", target=_CGROUP_ROOT, options=("mode=755",), attributes=_SAFE

@@ -111,8 +111,12 @@ class Containers:
             if not self._catalogue.has_container(record.id):
                 # Another call has removed it meanwhile.
                 return
-            if self._catalogue.container(record.id).state is ContainerState.RUNNING:
+            state = self._catalogue.container(record.id).state
+            if state is ContainerState.RUNNING:
                 raise WrongState(f"container {record.id} was started while it was being removed")
+            if state is ContainerState.CREATED:
+                # A start that was cut short with its daemon or its spawner left the group.
+                await self._endings.clean_up(record)
             await self._spawner.forget(TaskId(record.id))
             await asyncio.to_thread(self._layout.remove_container, record.id)
             await self._catalogue.remove_container(record.id)

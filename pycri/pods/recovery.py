@@ -11,9 +11,11 @@ All of it at start, 3 when the spawner was replaced, 3 and 5 on a timer.
 """
 
 import asyncio
+import contextlib
 import signal
 import time
 
+from pycri.errors import NotFound
 from pycri.kernel.process import read_boot_id
 from pycri.logs import Log
 from pycri.model.container import ContainerRecord, ContainerState
@@ -87,7 +89,9 @@ class Recovery:
         pods = list(self._catalogue.pods())
         tasks = await self._spawner.list_tasks()
         for container in containers:
-            await self._compare(container, tasks.get(TaskId(container.id)))
+            # One that was removed meanwhile is no reason to leave out the others.
+            with contextlib.suppress(NotFound):
+                await self._compare(container, tasks.get(TaskId(container.id)))
         known = {TaskId(container.id) for container in self._catalogue.containers()}
         known |= {TaskId(pod.id) for pod in self._catalogue.pods()}
         for task_id, task in tasks.items():

@@ -51,15 +51,11 @@ def open_sources(
     MountOverlay, MountImage and BindMount, in the order of the steps; they die with the caller.
     Of an overlay to be shown mapped, the layers only are opened: `mapped` makes it later.
     """
-    opened: dict[int, int] = {}
-    # Binds first: without "lowerdir+" an overlay takes us to a mount namespace where nothing is
-    # shared with the host's any more.
-    for kinds in (BindMount, (MountOverlay, MountImage)):
-        for index, step in enumerate(steps):
-            if isinstance(step, kinds):
-                report.doing(step)
-                opened[index] = _open_tree(step, mapped, append=append)
-    return [opened[index] for index in sorted(opened)]
+    trees = []
+    for step in sources_of(steps):
+        report.doing(step)
+        trees.append(_open_tree(step, mapped, append=append))
+    return trees
 
 
 def apply_steps(steps: Iterable[Step], trees: list[int], root_path: str, report: Report) -> int:

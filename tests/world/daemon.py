@@ -25,8 +25,8 @@ from pycri.cri.api import runtime_v1_pb2 as cri
 from pycri.cri.api import runtime_v1_pb2_grpc as cri_grpc
 from tests.world import leaks, session
 
-START_TIMEOUT_S = 20.0
-CALL_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 20.0 * session.TIME_FACTOR
+CALL_TIMEOUT_S = 30.0 * session.TIME_FACTOR
 _CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 20),
     # The first try comes before the daemon listens; by default the next would be a second later.

@@ -67,8 +67,14 @@ def _unpack_archive(archive: Path, folder: Path) -> None:
 
 def list_libraries(package: str) -> list[str]:
     """Return the library packages that `package` itself depends on."""
+    return read_dependencies(package, "lib", "zlib")
+
+
+def read_dependencies(package: str, *prefixes: str) -> list[str]:
+    """Return the packages that `package` itself depends on, of those whose names begin so."""
     listed = _run("apt-cache", "depends", "--no-recommends", "--no-suggests", package)
-    return sorted(re.findall(r"Depends: ((?:lib|zlib)[a-z0-9.+-]*)$", listed, re.MULTILINE))
+    names = re.findall(r"Depends: ([a-z0-9.+-]*)$", listed, re.MULTILINE)
+    return sorted(name for name in names if name.startswith(prefixes))
 
 
 @contextmanager

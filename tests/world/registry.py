@@ -43,7 +43,7 @@ auth:
     realm: tests
     path: {folder}/htpasswd
 """
-_START_TIMEOUT_S = 20.0
+_START_TIMEOUT_S = 20.0 * session.TIME_FACTOR
 
 
 class Registry:

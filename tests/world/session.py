@@ -12,6 +12,9 @@ import secrets
 import socket
 
 MARK_VARIABLE = "PYCRI_TEST"
+TIME_FACTOR = float(os.environ.get("PYCRI_TEST_TIME_FACTOR", "1"))
+"""How much longer this host may take than a plain one; scripts/vm sets it for emulated guests."""
+
 _CLAIM = "pycri-test"
 
 session_id = secrets.token_hex(2)

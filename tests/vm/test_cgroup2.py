@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own tests under Debian's kernel, in an emulated guest with version 2 of cgroups alone.
+
+That kernel, 6.1, is also older than much that pycri has a second way for: overlay's "lowerdir+"
+(6.8), exit codes by pidfd (6.15). Only with --vm: each module takes minutes.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+MODULES = (
+    "kernel/test_device_filter.py",
+    "kernel/test_overlay.py",
+    "system/test_cgroup2.py",
+    "system/test_exec.py",
+    "system/test_lifecycle.py",
+    "system/test_propagation.py",
+    "system/test_resources.py",
+    "system/test_stop.py",
+)
+GUEST_TIMEOUT_S = 900
+TEST_TIMEOUT_S = 400
+
+
+@pytest.mark.vm
+@pytest.mark.root
+@pytest.mark.timeout(GUEST_TIMEOUT_S + 60)
+@pytest.mark.parametrize("module", MODULES)
+def test_the_tests_of_a_module_pass_under_debian_s_kernel(
+    module: str, request: pytest.FixtureRequest
+) -> None:
+    options = ["-q", "--color=no", f"--timeout={TEST_TIMEOUT_S}", "-p", "no:cacheprovider"]
+    options.append(f"--seed={request.config.option.seed}")
+    tests = CHECKOUT / "tests/integration" / module
+    done = subprocess.run(
+        [CHECKOUT / "scripts/vm", f"--timeout={GUEST_TIMEOUT_S}",
+         sys.executable, "-m", "pytest", *options, tests],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
+    assert " passed" in done.stdout
