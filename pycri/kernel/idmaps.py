@@ -125,7 +125,7 @@ def new_mapped_overlay(layers: list[int], folder: int | None, place: str, *, app
         upper, work = f"{writable}/upper", f"{writable}/work"
     if append:
         return mounts.new_overlay(lower, upper, work)
-    return mounts.new_overlay_by_path(lower, upper, work, place)
+    return mounts.mount_overlay(lower, upper, work, place)
 
 
 def _attach_numbered(tree: int, place: str, number: int) -> str:

@@ -121,14 +121,22 @@ def new_overlay_by_path(layers: tuple[str, ...], upper: str, work: str, scratch:
     # mount(2) takes a page of options: the paths of forty layers, but descriptors of hundreds.
     # They must be of this namespace, or the kernel refuses their mounts.
     layer_fds = [os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for layer in layers]
-    lower = ":".join(f"/proc/self/fd/{fd}" for fd in layer_fds)
-    data = ",".join((f"lowerdir={lower}", *_writable(upper, work)))
-    mount("overlay", scratch, "overlay", MountFlag(0), data)
-    tree_fd = clone_tree(scratch, recursive=False)
+    lower = tuple(f"/proc/self/fd/{fd}" for fd in layer_fds)
+    tree_fd = mount_overlay(lower, upper, work, scratch)
     setns(home_fd, Clone.NEWNS)
     for fd in (home_fd, *layer_fds):
         os.close(fd)
     return tree_fd
+
+
+def mount_overlay(layers: tuple[str, ...], upper: str, work: str, place: str) -> int:
+    """Mount an overlay by mount(2) at `place`. Returns a clone, detached; caller closes.
+
+    All options have to fit in a page; the mount at `place` stays.
+    """
+    data = ",".join((f"lowerdir={':'.join(layers)}", *_writable(upper, work)))
+    mount("overlay", place, "overlay", MountFlag(0), data)
+    return clone_tree(place, recursive=False)
 
 
 def _writable(upper: str, work: str) -> tuple[str, ...]:
