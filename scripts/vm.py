@@ -28,6 +28,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 KERNEL = "linux-image-amd64"
 """The package that depends on the current kernel. The cloud kernel has no 9p."""
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+BUSYBOX = Path("/bin/busybox")
 HANDED_ON = ("PATH", "TERM", "XDG_CACHE_HOME", "PYCRI_TEST_TIME_FACTOR")
 """Variables that the command gets from us."""
 TIMED_OUT = 124
@@ -70,6 +71,8 @@ COMMAND = """\
 stty -F /dev/ttyS1 {terminal}
 stty -F /dev/ttyS2 raw
 cd {folder}
+# Should nobody be left to end the guest, it ends itself.
+({busybox} sleep {timeout_s:g}; {busybox} poweroff -f) &
 /usr/bin/setsid -c /usr/bin/env -i {variables} {command} </dev/ttyS1 >/dev/ttyS1 2>&1 &
 wait $!
 echo $? >/dev/ttyS2
@@ -92,7 +95,8 @@ def main() -> int:
     (kernel,) = unpack(read_dependencies(KERNEL, "linux-image-"))
     with tempfile.TemporaryDirectory(prefix="vm-") as name:
         folder = Path(name)
-        write_initramfs(folder, kernel, options.command or ["sh"])
+        script = render_command(options.command or ["sh"], options.timeout)
+        write_initramfs(folder, kernel, script)
         return boot(folder, kernel, options.memory, options.timeout)
 
 
@@ -128,13 +132,15 @@ def boot(folder: Path, kernel: Path, memory_mib: int, timeout_s: float) -> int:
     return NO_STATUS
 
 
-def write_initramfs(folder: Path, kernel: Path, command: list[str]) -> None:
-    """Write `folder`/initramfs: busybox, the modules for the shared root, and two scripts."""
+def write_initramfs(folder: Path, kernel: Path, command: str) -> None:
+    """Write `folder`/initramfs: busybox, the modules for the shared root, and two scripts.
+
+    command: the second script, for process 1 once it has the root.
+    """
     root = folder / "root"
     for name in ("bin", "modules", "proc", "sys", "dev", "lower", "upper", "root"):
         (root / name).mkdir(parents=True)
-    busybox = Path("/bin/busybox")
-    (root / "bin/busybox").write_bytes(busybox.read_bytes())
+    (root / "bin/busybox").write_bytes(BUSYBOX.read_bytes())
     modules = list(load_order(index_modules(kernel), BOOT_MODULES))
     for module in modules:
         (root / "modules" / module.name).write_bytes(module.read_bytes())
@@ -142,28 +148,29 @@ def write_initramfs(folder: Path, kernel: Path, command: list[str]) -> None:
         "modules": " ".join(module.name for module in modules),
         "kernel": kernel,
         "release": modules[0].relative_to(kernel / "lib/modules").parts[0],
-        "busybox": busybox,
+        "busybox": BUSYBOX,
     }
     (root / "init").write_text(INIT.format(**words))
-    (root / "command").write_text(render_command(command, busybox))
+    (root / "command").write_text(command)
     for program in ("init", "bin/busybox"):
         (root / program).chmod(0o755)
     names = "\n".join(str(path.relative_to(root)) for path in root.rglob("*"))
     with open(folder / "initramfs", "wb") as archive:
         subprocess.run(
-            [busybox, "cpio", "-o", "-H", "newc"],
+            [BUSYBOX, "cpio", "-o", "-H", "newc"],
             cwd=root, input=names.encode(), stdout=archive, stderr=subprocess.DEVNULL, check=True,
         )  # fmt: skip
 
 
-def render_command(command: list[str], busybox: Path) -> str:
+def render_command(command: list[str], timeout_s: float) -> str:
     """Return the script that runs `command` in the checkout and reports its status."""
     variables = {"HOME": "/root", "PYCRI_TEST_TIME_FACTOR": EMULATION_FACTOR}
     variables |= {name: os.environ[name] for name in HANDED_ON if name in os.environ}
     return COMMAND.format(
         terminal="sane" if sys.stdin.isatty() else "raw -echo",
         folder=shlex.quote(str(CHECKOUT)),
-        busybox=busybox,
+        timeout_s=timeout_s,
+        busybox=BUSYBOX,
         variables=" ".join(shlex.quote(f"{key}={value}") for key, value in variables.items()),
         command=shlex.join(command),
     )
@@ -173,7 +180,7 @@ def index_modules(kernel: Path) -> Path:
     """Return the folder of the kernel's modules, indexed as its installation would have done."""
     (folder,) = kernel.glob("lib/modules/*")
     if not (folder / "modules.dep").exists():
-        subprocess.run(["busybox", "depmod", "-b", kernel, folder.name], check=True)
+        subprocess.run([BUSYBOX, "depmod", "-b", kernel, folder.name], check=True)
     return folder
 
 
