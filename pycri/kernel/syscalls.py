@@ -210,31 +210,19 @@ def mount_setattr(
     cleared: MountAttr = MountAttr(0),  # noqa: B008 - an immutable number
 ) -> None:
     """mount_setattr(2): set and clear attributes, set a propagation type (0 leaves it)."""
-    change = _MountAttributes(attributes, cleared, propagation, 0)
-    result = _mount_setattr(
-        _SYS_MOUNT_SETATTR,
-        dirfd,
-        os.fsencode(path),
-        flags,
-        ctypes.byref(change),
-        ctypes.sizeof(change),
-    )
-    _check(result, path)
+    _change_mount(dirfd, path, flags, _MountAttributes(attributes, cleared, propagation, 0))
 
 
 def mount_setattr_idmap(dirfd: int, path: str, flags: int, userns_fd: int) -> None:
     """mount_setattr(2) with MOUNT_ATTR_IDMAP: show ids as that user namespace maps them; borrows
     `userns_fd`. EINVAL: the file system cannot; EPERM: the mount has a map already."""
-    change = _MountAttributes(MountAttr.IDMAP, 0, 0, userns_fd)
-    result = _mount_setattr(
-        _SYS_MOUNT_SETATTR,
-        dirfd,
-        os.fsencode(path),
-        flags,
-        ctypes.byref(change),
-        ctypes.sizeof(change),
-    )
-    _check(result, path)
+    _change_mount(dirfd, path, flags, _MountAttributes(MountAttr.IDMAP, 0, 0, userns_fd))
+
+
+def _change_mount(dirfd: int, path: str, flags: int, change: _MountAttributes) -> None:
+    encoded, size = os.fsencode(path), ctypes.sizeof(change)
+    change_ref = ctypes.byref(change)
+    _check(_mount_setattr(_SYS_MOUNT_SETATTR, dirfd, encoded, flags, change_ref, size), path)
 
 
 class _Statfs(ctypes.Structure):
