@@ -26,7 +26,8 @@ _NETWORK_DEFAULTS = {
     "net/ipv4/ip_unprivileged_port_start": "0",
     _PING_GROUPS: "0 2147483647",
 }
-_IPC_SYSCTLS = ("kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/")
+IPC_SYSCTLS = ("kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/")
+"""How the files below /proc/sys of an ipc namespace begin (ipc_namespaces(7))."""
 
 
 class PodPaths(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +106,7 @@ def _sysctl_path(name: str, kinds: tuple[str, ...]) -> str:
         path = name.translate(str.maketrans("./", "/."))
     if not set(path.split("/")).isdisjoint(("", ".", "..")):
         raise InvalidRequest(field, "is not the name of a sysctl")
-    for kind, prefixes in (("net", ("net/",)), ("ipc", _IPC_SYSCTLS)):
+    for kind, prefixes in (("net", ("net/",)), ("ipc", IPC_SYSCTLS)):
         if path.startswith(prefixes):
             if kind in kinds:
                 return path

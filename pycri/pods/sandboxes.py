@@ -80,7 +80,9 @@ class Sandboxes:
         except NotFound:
             return
         async with self._lock(pod.id):
-            await self._stop(pod)
+            # Another call may have removed it meanwhile.
+            if self._catalogue.has_pod(pod.id):
+                await self._stop(self._catalogue.pod(pod.id))
 
     async def remove(self, pod_id: str) -> None:
         """Stop the pod if need be, remove its containers and all that is left; unknown is fine."""
@@ -89,7 +91,9 @@ class Sandboxes:
         except NotFound:
             return
         async with self._lock(pod.id):
-            await self._stop(pod)
+            if not self._catalogue.has_pod(pod.id):
+                return
+            await self._stop(self._catalogue.pod(pod.id))
             for container in self._catalogue.containers_of(pod.id):
                 await self._containers.remove(container.id)
             await self._discard(pod)

@@ -9,9 +9,9 @@ from pycri.cri.decode.handlers import decode_runtime_handler
 from pycri.errors import InvalidRequest, Unsupported
 from pycri.model.pod import DnsConfig, PodMetadata, PodSpec, PortMapping, Protocol
 from pycri.model.security import NamespaceMode, NamespaceModes, SupplementalGroupsPolicy
+from pycri.plan.sandbox import IPC_SYSCTLS
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-_IPC_SYSCTLS = ("kernel/shm", "kernel/msg", "kernel/sem", "fs/mqueue/")
 """Prefixes of what each ipc namespace has of its own; net/ is the net namespace's, sysctl(5)."""
 
 
@@ -129,7 +129,7 @@ def _sysctl_name(name: str, path: str, namespaces: NamespaceModes) -> str:
         raise InvalidRequest(place, "is not the name of a sysctl")
     if file.startswith("net/"):
         owner, mode = "network", namespaces.network
-    elif file.startswith(_IPC_SYSCTLS):
+    elif file.startswith(IPC_SYSCTLS):
         owner, mode = "ipc", namespaces.ipc
     else:
         raise InvalidRequest(place, "is not a namespaced sysctl")

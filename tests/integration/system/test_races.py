@@ -155,3 +155,23 @@ def test_a_pod_stopped_and_removed_by_many_at_once_is_gone(node: Node, images: I
         assert containers(node) == []
         assert list(node.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items) == []
         assert processes_of(node) == []
+
+
+def test_stops_and_removals_of_one_pod_at_once_all_succeed(node: Node, images: Images) -> None:
+    """Absent is fine for both (CRI), also for a call that has waited for the one before it."""
+    pod = node.run_pod("race")
+    node.run_container(pod, images["busybox"], command=SLEEP)
+    stop, remove = (
+        cri.StopPodSandboxRequest(pod_sandbox_id=pod),
+        cri.RemovePodSandboxRequest(pod_sandbox_id=pod),
+    )
+    calls = [
+        call
+        for _ in range(4)
+        for call in (
+            node.runtime.RemovePodSandbox.future(remove),
+            node.runtime.StopPodSandbox.future(stop),
+        )
+    ]
+    for call in calls:
+        call.result(timeout=30)
