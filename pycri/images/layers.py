@@ -25,6 +25,7 @@ from pycri.errors import OutOfResources, PycriError
 from pycri.images.content import ContentSource
 from pycri.images.joining import JoinedTasks, finish
 from pycri.images.manifest import Descriptor
+from pycri.images.progress import Transfers
 from pycri.images.unpacker import unpack_layer
 from pycri.model.ids import Digest
 from pycri.model.image import LayerRow
@@ -35,11 +36,12 @@ _UNPACKS_AT_ONCE: Final = 8
 
 
 class LayerStore:
-    """All layers of a node. `directory` is their folder."""
+    """All layers of a node. `directory` is their folder. transfers: the fetches under way."""
 
     def __init__(self, directory: Path, database: Database) -> None:
         self._directory = directory
         self._database = database
+        self.transfers = Transfers()
         self._rows: dict[Digest, LayerRow] = {}
         self._fetches: JoinedTasks[Digest, None] = JoinedTasks()
         self._slots = asyncio.Semaphore(_UNPACKS_AT_ONCE)
@@ -59,7 +61,7 @@ class LayerStore:
         await self._fetches.close()
         await asyncio.gather(*self._removals)
 
-    def __contains__(self, diff_id: Digest) -> bool:
+    def __contains__(self, diff_id: object) -> bool:
         return diff_id in self._rows
 
     def digests(self) -> frozenset[Digest]:
@@ -98,7 +100,8 @@ class LayerStore:
         async with self._slots:
             try:
                 await finish(asyncio.to_thread(os.mkdir, partial, 0o755))
-                row = await unpack_layer(source, blob, diff_id, partial)
+                with self.transfers.counting(source, diff_id) as counted:
+                    row = await unpack_layer(counted, blob, diff_id, partial)
                 await finish(self._publish(partial, row))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):

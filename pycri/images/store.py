@@ -35,6 +35,7 @@ from pycri.images.manifest import (
     suits,
 )
 from pycri.images.names import ImageNames
+from pycri.images.progress import LayerProgress, PullProgress
 from pycri.images.reference import Reference, parse_reference
 from pycri.images.registry import RegistryClient
 from pycri.model.ids import Digest
@@ -45,6 +46,7 @@ from pycri.state.records import delete_image, load_images, save_image
 _LAYERS_AT_ONCE: Final = 3
 _DEEPEST_INDEX: Final = 4
 _LONGEST_CONFIG: Final = 8 * 1024 * 1024
+_PullKey = tuple[str, RegistryAuth | None]
 
 
 class ImageStore:
@@ -69,7 +71,8 @@ class ImageStore:
         self._layers_in_use = layers_in_use
         self._layers = LayerStore(directory / "layers", database)
         self._names = ImageNames()
-        self._pulls: JoinedTasks[tuple[str, RegistryAuth | None], Image] = JoinedTasks()
+        self._pulls: JoinedTasks[_PullKey, Image] = JoinedTasks()
+        self._progress: dict[_PullKey, PullProgress] = {}
         self._held: Counter[Digest] = Counter()
         self._changes = asyncio.Lock()
 
@@ -131,8 +134,22 @@ class ImageStore:
             Unsupported, OutOfResources, SetupFailed.
         """
         reference = parse_reference(name)
-        source = self._registry.source(reference, auth)
-        return await self._pulls.run((str(reference), auth), lambda: self._fetch(source, reference))
+        key = str(reference), auth
+        return await self._pulls.run(key, lambda: self._pull(key, reference))
+
+    def pull_progress(self, name: str, auth: RegistryAuth | None) -> tuple[LayerProgress, ...]:
+        """Return how far the layers of a pull under way are; () until its manifest is known."""
+        progress = self._progress.get((str(parse_reference(name)), auth))
+        return progress.layers() if progress else ()
+
+    async def _pull(self, key: _PullKey, reference: Reference) -> Image:
+        progress = self._progress[key] = PullProgress(self._layers.transfers, self._layers)
+        try:
+            source = self._registry.source(reference, key[1])
+            return await self._fetch(source, reference, progress)
+        finally:
+            if self._progress.get(key) is progress:
+                del self._progress[key]
 
     async def import_layout(self, path: Path, name: str) -> Image:
         """Store an image from an OCI layout, a folder or a tar, under the name `name`.
@@ -142,7 +159,8 @@ class ImageStore:
         reference = parse_reference(name)
         if reference.digest:
             raise InvalidRequest("image", "an import needs a tag; its digest is what it is")
-        return await self._fetch(LayoutSource(path, reference, self._platform), reference)
+        progress = PullProgress(self._layers.transfers, self._layers)
+        return await self._fetch(LayoutSource(path, reference, self._platform), reference, progress)
 
     async def remove(self, name: str) -> None:
         """Remove the image with all its names; one that is not there is fine."""
@@ -163,13 +181,16 @@ class ImageStore:
         needed |= self._layers_in_use() | self._held.keys()
         await self._layers.remove(self._layers.digests() - needed)
 
-    async def _fetch(self, source: ContentSource, reference: Reference) -> Image:
+    async def _fetch(
+        self, source: ContentSource, reference: Reference, progress: PullProgress
+    ) -> Image:
         root = await source.root()
         manifest = await self._choose_manifest(source, root, str(reference))
         body = await _read_config(source, manifest.config)
         config = parse_config(body, manifest.config.digest, len(manifest.layers))
         if not suits(config.platform, self._platform):
             raise Unsupported(f"{reference} is for {config.platform}, the node is {self._platform}")
+        progress.begin(zip(manifest.layers, config.diff_ids, strict=True))
         try:
             with self._holding(config.diff_ids):
                 await self._fetch_layers(source, manifest, config)

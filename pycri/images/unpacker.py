@@ -13,8 +13,8 @@ import msgspec
 
 import pycri
 from pycri.errors import CorruptImage, OutOfResources, PycriError, SetupFailed
-from pycri.images.content import ContentSource
 from pycri.images.manifest import Descriptor
+from pycri.images.progress import BlobSource
 from pycri.model.ids import Digest
 from pycri.model.image import LayerRow
 
@@ -34,7 +34,7 @@ class _Verdict(msgspec.Struct, frozen=True):
 
 
 async def unpack_layer(
-    source: ContentSource, blob: Descriptor, diff_id: Digest, folder: Path
+    source: BlobSource, blob: Descriptor, diff_id: Digest, folder: Path
 ) -> LayerRow:
     """Fetch a layer's blob and unpack it into `folder`, which exists and is empty.
 
@@ -71,7 +71,7 @@ async def _start(folder: Path, blob: Digest, diff_id: Digest) -> asyncio.subproc
     )
 
 
-async def _feed(sink: asyncio.StreamWriter, source: ContentSource, blob: Descriptor) -> bool:
+async def _feed(sink: asyncio.StreamWriter, source: BlobSource, blob: Descriptor) -> bool:
     """Pass the blob on as fast as it is taken; tell whether it has its promised size.
 
     A process that has seen enough of a bad layer closes its end: its verdict says why.
