@@ -28,6 +28,7 @@ from pycri.logs import Log
 from pycri.model.host import HostFacts
 from pycri.model.ids import Digest
 from pycri.network.bridge import BridgeNetwork
+from pycri.network.interface import PodNetwork
 from pycri.pods.apparmor import load_default_profile
 from pycri.pods.catalogue import Catalogue
 from pycri.pods.containers import Containers
@@ -60,7 +61,7 @@ class Application:
     execs: Execs
     images: ImageStore
     node: Node
-    network: BridgeNetwork
+    network: PodNetwork
     spawner: SpawnerClient
     recovery: Recovery
 
@@ -109,13 +110,17 @@ async def _application(
             layout=Layout(settings),
             groups=Groups(host),
         )
-        network = BridgeNetwork(settings.network, database)
+        network = _pod_network(settings, database)
         stack.push_async_callback(network.close)
         images = _image_store(foundation, database, registry)
         await catalogue.load()
         await images.open()
         stack.push_async_callback(images.close)
         yield await _connect(foundation, database, images, network, spawner_socket)
+
+
+def _pod_network(settings: Settings, database: Database) -> PodNetwork:
+    return BridgeNetwork(settings.network, database)
 
 
 def _image_store(
@@ -139,7 +144,7 @@ async def _connect(
     foundation: Foundation,
     database: Database,
     images: ImageStore,
-    network: BridgeNetwork,
+    network: PodNetwork,
     spawner_socket: socket.socket,
 ) -> Application:
     spawner = foundation.spawner

@@ -52,14 +52,17 @@ def encode_pod(record: PodRecord) -> pb.PodSandbox:
 
 def encode_pod_status(record: PodRecord) -> pb.PodSandboxStatus:
     """Return a pod as PodSandboxStatus shows it; no address with the host's network."""
-    address = record.attachment.address if record.attachment else ""
+    addresses = record.attachment.addresses if record.attachment else ()
     namespaces = pb.Namespace(options=_namespaces(record.spec.namespaces))
     return pb.PodSandboxStatus(
         id=record.id,
         metadata=_pod_metadata(record.spec.metadata),
         state=_POD_STATES[record.state],
         created_at=record.created_ns,
-        network=pb.PodSandboxNetworkStatus(ip=address),
+        network=pb.PodSandboxNetworkStatus(
+            ip=addresses[0] if addresses else "",
+            additional_ips=[pb.PodIP(ip=address) for address in addresses[1:]],
+        ),
         linux=pb.LinuxPodSandboxStatus(namespaces=namespaces),
         labels=record.spec.labels,
         annotations=record.spec.annotations,

@@ -1,17 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pod's network is: the address it was given and how it is attached."""
+"""What a pod's network is: its interfaces and the addresses they were given."""
 
 import msgspec
 
 
-class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """One pod attached to the built-in bridge.
+class Interface(msgspec.Struct, frozen=True, kw_only=True):
+    """A network interface of a pod.
 
-    address, gateway: textual addresses without prefix; prefix_length of the pod range.
-    host_interface: the veth end on the bridge, at most 15 characters.
+    name: inside the pod, "eth0". mac: as text, "" if it was not told.
+    addresses: with their prefix lengths, "10.88.0.2/16"; the one to be shown first comes first.
+    host_interface: the other end, in the host's namespace; "" if there is none, or it is not known.
     """
 
-    address: str
-    prefix_length: int
-    gateway: str
-    host_interface: str
+    name: str
+    mac: str = ""
+    addresses: tuple[str, ...] = ()
+    host_interface: str = ""
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod's network as it was made. interfaces: without lo; the pod's main one comes first."""
+
+    interfaces: tuple[Interface, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses that the pod is known by: its main interface's, without prefix lengths."""
+        if not self.interfaces:
+            return ()
+        return tuple(address.partition("/")[0] for address in self.interfaces[0].addresses)

@@ -33,11 +33,12 @@ import msgspec
 from pycri import errors
 from pycri.config import NetworkSettings
 from pycri.model.ids import PodId
-from pycri.model.network import Attachment
+from pycri.model.network import Attachment, Interface
+from pycri.model.pod import PodSpec
 from pycri.network import nftables
 from pycri.network.ipam import gateway_of
 from pycri.network.leases import Leases
-from pycri.network.netlink import Link, Netlink
+from pycri.network.netlink import POD_INTERFACE, Link, Netlink
 from pycri.state import records
 from pycri.state.database import Database
 
@@ -148,7 +149,9 @@ class BridgeNetwork:
                 lambda c: records.save_meta(c, POD_CIDR_KEY, str(network))
             )
 
-    async def attach(self, pod_id: PodId, netns_path: str, netlink_fd: int) -> Attachment:
+    async def attach(
+        self, pod_id: PodId, spec: PodSpec, netns_path: str, netlink_fd: int
+    ) -> Attachment:
         """Give the pod's namespace an eth0 on the bridge, lo, and a default route.
 
         netns_path: the namespace's pin; netlink_fd: a NETLINK_ROUTE socket opened inside; borrowed.
@@ -169,12 +172,13 @@ class BridgeNetwork:
                 step = f"attach {address} to bridge {self._settings.bridge}"
                 raise errors.SetupFailed(step, error.errno or 0, str(error)) from error
             raise
-        return Attachment(
-            address=str(address.ip),
-            prefix_length=address.network.prefixlen,
-            gateway=str(gateway_of(address.network).ip),
+        interface = Interface(
+            name=POD_INTERFACE,
+            mac=mac_of(address.ip),
+            addresses=(str(address),),
             host_interface=name,
         )
+        return Attachment(interfaces=(interface,))
 
     async def detach(self, pod_id: PodId) -> None:
         """Take the pod's address back as soon as the kernel has removed its link. Idempotent.

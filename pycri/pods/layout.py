@@ -66,7 +66,7 @@ class Layout:
 
     def write_hosts(self, pod: PodRecord, host: HostFacts) -> None:
         """Write a pod's /etc/hosts, now that its address is known."""
-        addresses = (pod.attachment.address,) if pod.attachment else ()
+        addresses = pod.attachment.addresses if pod.attachment else ()
         paths = self.pod_paths(pod.id, pod.spec)
         _write(paths.hosts, render_hosts(pod_hostname(pod.spec, host), addresses))
 

@@ -2,14 +2,14 @@
 """The node as a whole: is it ready, which range do its pods live in."""
 
 from pycri.model.host import Condition
-from pycri.network.bridge import BridgeNetwork
+from pycri.network.interface import PodNetwork
 from pycri.pods.foundation import Foundation
 
 
 class Node:
     """What Status and UpdateRuntimeConfig are about. Answers from memory."""
 
-    def __init__(self, foundation: Foundation, network: BridgeNetwork) -> None:
+    def __init__(self, foundation: Foundation, network: PodNetwork) -> None:
         self._spawner = foundation.spawner
         self._network = network
         self._host = foundation.host

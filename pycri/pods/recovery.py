@@ -20,7 +20,7 @@ from pycri.kernel.process import read_boot_id
 from pycri.logs import Log
 from pycri.model.container import ContainerRecord, ContainerState
 from pycri.model.ids import ContainerId, PodId, TaskId
-from pycri.network.bridge import BridgeNetwork
+from pycri.network.interface import PodNetwork
 from pycri.pods.catalogue import with_facts
 from pycri.pods.endings import Endings
 from pycri.pods.execs import leftover_groups
@@ -43,7 +43,7 @@ class Recovery:
         foundation: Foundation,
         sandboxes: Sandboxes,
         endings: Endings,
-        network: BridgeNetwork,
+        network: PodNetwork,
     ) -> None:
         self._catalogue = foundation.catalogue
         self._spawner = foundation.spawner

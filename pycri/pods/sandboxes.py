@@ -19,7 +19,7 @@ from pycri.kernel.fds import close_all
 from pycri.model.ids import PodId, TaskId
 from pycri.model.network import Attachment
 from pycri.model.pod import PodRecord, PodSpec, PodState
-from pycri.network.bridge import BridgeNetwork
+from pycri.network.interface import PodNetwork
 from pycri.plan.cgroups import cgroup_path
 from pycri.plan.sandbox import plan_sandbox
 from pycri.pods.catalogue import with_facts
@@ -38,7 +38,7 @@ class Sandboxes:
     def __init__(
         self,
         foundation: Foundation,
-        network: BridgeNetwork,
+        network: PodNetwork,
         containers: Containers,
     ) -> None:
         self._host = foundation.host
@@ -149,7 +149,7 @@ class Sandboxes:
             timeline.add_marks(asked_ns, started.marks)
             rollback.push("network", lambda: self._network.detach(pod_id))
             with timeline.stage("attach"):
-                attachment = await self._attach(pod_id, paths.pins.get("net", ""), netlink_fd)
+                attachment = await self._attach(pod, paths.pins.get("net", ""), netlink_fd)
             with timeline.stage("hosts"):
                 self._layout.write_hosts(with_facts(pod, attachment=attachment), self._host)
             stages, ready_ns = timeline.stages(), time.time_ns()
@@ -161,11 +161,13 @@ class Sandboxes:
             )
         return pod_id
 
-    async def _attach(self, pod_id: PodId, netns: str, netlink_fd: int | None) -> Attachment | None:
+    async def _attach(
+        self, pod: PodRecord, netns: str, netlink_fd: int | None
+    ) -> Attachment | None:
         if netlink_fd is None:
             return None
         try:
-            return await self._network.attach(pod_id, netns, netlink_fd)
+            return await self._network.attach(pod.id, pod.spec, netns, netlink_fd)
         finally:
             close_all((netlink_fd,))
 

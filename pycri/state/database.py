@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from pycri import errors
+from pycri.state import conversions
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ MIGRATIONS: Final = (
         address INTEGER PRIMARY KEY, pod_id TEXT NOT NULL UNIQUE, releasing INTEGER NOT NULL
     ) STRICT;
     """,
+    "UPDATE pods SET record = attachment_with_interfaces(record);",
 )
 """Element N turns version N into N + 1. A field added to a record needs a step as well, if only an
 empty one: it is what makes an older pycri refuse the file instead of dropping the field."""
@@ -118,14 +120,16 @@ def _open(path: Path) -> sqlite3.Connection:
         with _translated():
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            _migrate(connection, path)
+            migrate(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the tables to this version. Raises: Unsupported if they are of a newer one."""
+    conversions.register(connection)
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(MIGRATIONS):
         raise errors.Unsupported(

@@ -20,6 +20,7 @@ from pycri import errors
 from pycri.config import NetworkSettings
 from pycri.model.ids import PodId
 from pycri.model.network import Attachment
+from pycri.model.pod import PodMetadata, PodSpec
 from pycri.network import leases, nftables
 from pycri.network.bridge import BridgeNetwork
 from pycri.network.netlink import Netlink
@@ -27,6 +28,7 @@ from pycri.state.database import Database
 from tests.integration.kernel.netns import Namespace, run_as_host
 
 SETTINGS = NetworkSettings(bridge="pct-br", range="10.88.0.0/24", table="pct")
+SPEC = PodSpec(metadata=PodMetadata(name="pod", uid="uid", namespace="tests"))
 DEADLINE_S = 10.0
 
 
@@ -66,6 +68,14 @@ def add_link(name: str) -> None:
     ip("link", "add", name, "type", "veth", "peer", "name", "far-end")
 
 
+def address_of(attachment: Attachment) -> str:
+    return attachment.addresses[0]
+
+
+def host_end(attachment: Attachment) -> str:
+    return attachment.interfaces[0].host_interface
+
+
 async def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
@@ -89,7 +99,7 @@ async def network(
 
 
 async def attach(bridge: BridgeNetwork, pod: Namespace, pod_id: PodId | None = None) -> Attachment:
-    return await bridge.attach(pod_id or new_id(), pod.path, pod.netlink_fd)
+    return await bridge.attach(pod_id or new_id(), SPEC, pod.path, pod.netlink_fd)
 
 
 def as_host(body: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
@@ -120,17 +130,20 @@ async def test_pods_reach_each_other_themselves_and_the_gateway(folder: Path) ->
         async with network(folder) as bridge:
             one = await attach(bridge, first)
             two = await attach(bridge, second)
-            assert (one.address, two.address) == ("10.88.0.2", "10.88.0.3")
-            assert (one.gateway, one.prefix_length) == ("10.88.0.1", 24)
-            assert pod_links() == {one.host_interface, two.host_interface}
+            assert (address_of(one), address_of(two)) == ("10.88.0.2", "10.88.0.3")
+            assert pod_links() == {host_end(one), host_end(two)}
             with first.listen("0.0.0.0") as listener:
-                assert exchange(listener, lambda: second.connect(one.address)) == two.address
-                assert exchange(listener, lambda: first.connect(one.address)) == one.address
+                assert exchange(listener, lambda: second.connect(address_of(one))) == address_of(
+                    two
+                )
+                assert exchange(listener, lambda: first.connect(address_of(one))) == address_of(one)
                 assert exchange(listener, lambda: first.connect("127.0.0.1")) == "127.0.0.1"
-                host = exchange(listener, lambda: socket.create_connection((one.address, 80), 5))
+                host = exchange(
+                    listener, lambda: socket.create_connection((address_of(one), 80), 5)
+                )
                 assert host == "10.88.0.1"
             with socket.create_server(("10.88.0.1", 80)) as listener:
-                assert exchange(listener, lambda: first.connect("10.88.0.1")) == one.address
+                assert exchange(listener, lambda: first.connect("10.88.0.1")) == address_of(one)
 
 
 @as_host
@@ -172,7 +185,7 @@ async def test_what_is_in_the_pod_is_what_was_asked(folder: Path) -> None:
             routes = pod.run(lambda: subprocess.check_output(["ip", "route"], text=True))
             link = pod.run(lambda: subprocess.check_output(["ip", "link"], text=True))
             with Netlink.open() as netlink:
-                ends = [netlink.read_link(n) for n in (settings.bridge, attachment.host_interface)]
+                ends = [netlink.read_link(n) for n in (settings.bridge, host_end(attachment))]
     assert "inet 10.88.0.2/24 brd 10.88.0.255 scope global eth0" in shown
     assert "inet 127.0.0.1/8" in shown
     assert "default via 10.88.0.1 dev eth0" in routes
@@ -198,7 +211,7 @@ async def test_a_detached_pods_address_is_free_once_its_link_has_gone(folder: Pa
                 await asyncio.wait([waiting], timeout=0.1)
                 assert not waiting.done()
                 pod.close()
-                assert (await waiting).address == "10.88.0.2"
+                assert address_of(await waiting) == "10.88.0.2"
         await bridge.detach(new_id())
 
 
@@ -235,13 +248,13 @@ async def test_a_failed_attachment_leaves_nothing(folder: Path) -> None:
     async with network(folder) as bridge:
         with Namespace() as pod, Namespace() as other:
             with pytest.raises(errors.SetupFailed, match="No such file"):
-                await bridge.attach(new_id(), f"{folder}/absent", pod.netlink_fd)
+                await bridge.attach(new_id(), SPEC, f"{folder}/absent", pod.netlink_fd)
             # The veth is made and then the socket is one of another namespace, without an eth0.
             with pytest.raises(errors.SetupFailed) as caught:
-                await bridge.attach(new_id(), pod.path, other.netlink_fd)
+                await bridge.attach(new_id(), SPEC, pod.path, other.netlink_fd)
             assert "attach 10.88.0.3/24 to bridge pct-br" in str(caught.value)
             assert pod_links() == set()
-            assert (await attach(bridge, pod)).address == "10.88.0.4"
+            assert address_of(await attach(bridge, pod)) == "10.88.0.4"
 
 
 @as_host
@@ -256,8 +269,10 @@ async def test_starting_again_changes_nothing_and_keeps_the_pods(folder: Path) -
             await bridge.reconcile(frozenset({pod_id}))
             assert (ruleset(), links(), addresses(SETTINGS.bridge)) == before
             assert bridge.problem() is None
-            with pod.listen(attachment.address) as listener:
-                exchange(listener, lambda: socket.create_connection((attachment.address, 80), 5))
+            with pod.listen(address_of(attachment)) as listener:
+                exchange(
+                    listener, lambda: socket.create_connection((address_of(attachment), 80), 5)
+                )
 
 
 @as_host
@@ -276,7 +291,7 @@ async def test_reconcile_removes_what_no_pod_owns(folder: Path) -> None:
         async with network(folder) as bridge:
             await bridge.reconcile(frozenset({kept, released}))
             await until(lambda: not bridge.releasing(), "the released address free")
-            assert pod_links() == {one.host_interface, "pc-near", "pc-far"}
+            assert pod_links() == {host_end(one), "pc-near", "pc-far"}
             await bridge.reconcile(frozenset())
             assert pod_links() == {"pc-near", "pc-far"}
 
@@ -290,17 +305,17 @@ async def test_a_new_pod_cidr_is_for_new_pods_and_outlives_a_restart(folder: Pat
             await bridge.set_pod_cidr("")
             await bridge.set_pod_cidr("10.99.1.0/24,fd00::/64")
             new = await attach(bridge, pod)
-            assert new.address == "10.99.1.2"
+            assert address_of(new) == "10.99.1.2"
             assert addresses(SETTINGS.bridge) == {"10.88.0.1/24", "10.99.1.1/24"}
-            with old_pod.listen(old.address) as listener:
-                assert exchange(listener, lambda: pod.connect(old.address)) == new.address
+            with old_pod.listen(address_of(old)) as listener:
+                assert exchange(listener, lambda: pod.connect(address_of(old))) == address_of(new)
             old_pod.close()
             await bridge.detach(old_id)
             await until(lambda: not bridge.releasing(), "the old address free")
         async with network(folder) as bridge:
             assert addresses(SETTINGS.bridge) == {"10.99.1.1/24"}
             assert "10.88" not in ruleset()
-            assert (await attach(bridge, later)).address == "10.99.1.3"
+            assert address_of(await attach(bridge, later)) == "10.99.1.3"
 
 
 @as_host
@@ -330,7 +345,7 @@ async def test_a_pod_cidr_whose_gateway_is_a_pods_address_is_refused(folder: Pat
         with ExitStack() as pods:
             for _ in range(4):
                 attachment = await attach(bridge, pods.enter_context(Namespace()))
-            assert attachment.address == "10.88.0.5"
+            assert address_of(attachment) == "10.88.0.5"
             with pytest.raises(errors.InvalidRequest, match=r"10\.88\.0\.5.*address of a pod"):
                 await bridge.set_pod_cidr("10.88.0.4/30")
 
@@ -352,7 +367,7 @@ async def test_a_range_in_use_on_the_host_is_a_problem_until_another_is_named(
                 await attach(bridge, pod)
             await bridge.set_pod_cidr("10.99.0.0/24")
             assert bridge.problem() is None
-            assert (await attach(bridge, pod)).address == "10.99.0.2"
+            assert address_of(await attach(bridge, pod)) == "10.99.0.2"
 
 
 @as_host
@@ -412,10 +427,10 @@ async def test_two_bridges_on_a_host_do_not_touch_each_other(folder: Path) -> No
             one = await attach(bridge, first)
             two = await attach(beside, second)
             await bridge.reconcile(frozenset())
-            assert pod_links() - {other.bridge} == {two.host_interface} != {one.host_interface}
+            assert pod_links() - {other.bridge} == {host_end(two)} != {host_end(one)}
             await bridge.remove()
-            with second.listen(two.address) as listener:
-                exchange(listener, lambda: socket.create_connection((two.address, 80), 5))
+            with second.listen(address_of(two)) as listener:
+                exchange(listener, lambda: socket.create_connection((address_of(two), 80), 5))
 
 
 @as_host
@@ -424,7 +439,7 @@ async def test_many_attachments_at_once_all_get_an_address(folder: Path) -> None
         with ExitStack() as stack:
             pods = [stack.enter_context(Namespace()) for _ in range(20)]
             attached = await asyncio.gather(*(attach(bridge, pod) for pod in pods))
-            assert len({attachment.address for attachment in attached}) == 20
+            assert len({address_of(attachment) for attachment in attached}) == 20
 
 
 @as_host
@@ -437,7 +452,7 @@ async def test_a_cancelled_attachment_leaves_nothing(folder: Path) -> None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     attached = await task
-                    ip("link", "delete", attached.host_interface)
+                    ip("link", "delete", host_end(attached))
             await bridge.reconcile(frozenset())
             assert pod_links() == set()
 

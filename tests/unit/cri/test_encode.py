@@ -11,7 +11,7 @@ from pycri.model.container import ContainerRecord
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, ImageId, PodId
 from pycri.model.image import FilesystemUsage, Image, ImageConfig
-from pycri.model.network import Attachment
+from pycri.model.network import Attachment, Interface
 from pycri.model.pod import PodRecord, Stage
 from pycri.model.security import User
 
@@ -41,7 +41,14 @@ def pod_record(ready_ns: int | None = 2, stopped_ns: int | None = None) -> PodRe
         ready_ns=ready_ns,
         stopped_ns=stopped_ns,
         attachment=Attachment(
-            address="10.88.0.2", prefix_length=16, gateway="10.88.0.1", host_interface="veth0"
+            interfaces=(
+                Interface(
+                    name="eth0",
+                    addresses=("10.88.0.2/16", "fd00::2/64"),
+                    host_interface="veth0",
+                ),
+                Interface(name="net1", addresses=("192.0.2.2/24",)),
+            )
         ),
         timeline=STAGES,
     )
@@ -104,6 +111,7 @@ def test_a_pod_comes_back_as_it_was_asked() -> None:
         assert shown.state == pb.SANDBOX_READY
     status = encode.encode_pod_status(record)
     assert status.network.ip == "10.88.0.2"
+    assert [address.ip for address in status.network.additional_ips] == ["fd00::2"]
     assert status.linux.namespaces.options == config.linux.security_context.namespace_options
 
 
@@ -144,7 +152,7 @@ def test_an_ended_container_tells_how() -> None:
 def test_verbose_maps_are_json_with_the_timeline_and_without_the_environment() -> None:
     pod = json.loads(encode.encode_pod_info(pod_record())["info"])
     assert pod["sandboxID"] == POD
-    assert pod["network"]["host_interface"] == "veth0"
+    assert pod["network"]["interfaces"][0]["host_interface"] == "veth0"
     assert pod["timeline"] == [{"name": "network", "start_ns": 10, "duration_ns": 5}]
     text = encode.encode_container_info(container_record(pid=42))["info"]
     assert json.loads(text)["pid"] == 42

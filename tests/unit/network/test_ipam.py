@@ -2,6 +2,7 @@
 import sqlite3
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pycri import errors
 from pycri.model.ids import PodId
 from pycri.network import ipam
-from pycri.state.database import MIGRATIONS
+from pycri.state.database import migrate
 
 RANGE = IPv4Network("10.88.0.0/29")
 """Six hosts: the gateway .1 and pods .2 to .6."""
@@ -18,8 +19,7 @@ RANGE = IPv4Network("10.88.0.0/29")
 
 def _connect() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    for script in MIGRATIONS:
-        connection.executescript(script)
+    migrate(connection, Path(":memory:"))
     return connection
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,11 +10,12 @@ from pycri import errors
 from pycri.model.container import ContainerMetadata, ContainerRecord, ContainerSpec, ImageSpec
 from pycri.model.ids import ContainerId, Digest, ImageId, PodId
 from pycri.model.image import Image, ImageConfig, LayerRow
-from pycri.model.network import Attachment
+from pycri.model.network import Attachment, Interface
 from pycri.model.pod import PodMetadata, PodRecord, PodSpec, Stage
 from pycri.model.security import User
 from pycri.state import records
-from pycri.state.database import MIGRATIONS
+from pycri.state.conversions import attachment_with_interfaces
+from pycri.state.database import migrate
 
 POD_ID = PodId("a" * 64)
 METADATA = PodMetadata(name="web", uid="1234", namespace="default", attempt=2)
@@ -23,7 +25,7 @@ POD = PodRecord(
     created_ns=1,
     ready_ns=2,
     attachment=Attachment(
-        address="10.88.0.2", prefix_length=16, gateway="10.88.0.1", host_interface="pc1"
+        interfaces=(Interface(name="eth0", addresses=("10.88.0.2/16",), host_interface="pc1"),)
     ),
     timeline=(Stage(name="network", start_ns=1, duration_ns=3),),
 )
@@ -55,8 +57,7 @@ IMAGE = Image(
 @pytest.fixture
 def connection() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    for script in MIGRATIONS:
-        connection.executescript(script)
+    migrate(connection, Path(":memory:"))
     yield connection
     connection.close()
 
@@ -137,3 +138,17 @@ def test_a_named_fact_is_absent_until_saved_and_then_the_last_one(
     records.save_meta(connection, "boot_id", "1")
     records.save_meta(connection, "boot_id", "2")
     assert records.load_meta(connection, "boot_id") == "2"
+
+
+def test_an_attachment_of_the_first_version_becomes_one_interface() -> None:
+    record = msgspec.to_builtins(POD)
+    record["attachment"] = {
+        "address": "10.88.0.2",
+        "prefix_length": 16,
+        "gateway": "10.88.0.1",
+        "host_interface": "pc1",
+    }
+    converted = attachment_with_interfaces(msgspec.msgpack.encode(record))
+    assert msgspec.msgpack.decode(converted, type=PodRecord) == POD
+    without = msgspec.msgpack.encode(record | {"attachment": None})
+    assert attachment_with_interfaces(without) == without
