@@ -81,9 +81,9 @@ def render(report: Report) -> str:
         [
             *facts,
             "",
-            *_render_table(_time_rows(report.runtimes)),
+            *render_table(_time_rows(report.runtimes)),
             "",
-            *_render_table(_memory_rows(report.runtimes)),
+            *render_table(_memory_rows(report.runtimes)),
         ]
     )
 
@@ -130,7 +130,8 @@ def _memory_rows(runtimes: list[Measured]) -> list[list[str]]:
     return rows
 
 
-def _render_table(rows: list[list[str]]) -> list[str]:
+def render_table(rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table in Markdown; the first row is its header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
