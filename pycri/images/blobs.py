@@ -11,12 +11,15 @@ Runs in the unpack process only: it blocks.
 import hashlib
 import os
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from isal import igzip_lib
 
 from pycri.errors import CorruptImage
 from pycri.model.ids import Digest
+
+if TYPE_CHECKING:
+    from pycri.images.recipes import RecipeWriter
 
 _READ: Final = 256 * 1024
 _PIECE: Final = 1024 * 1024
@@ -117,17 +120,39 @@ def _unzstd(source: BlobInput) -> Iterator[bytes]:
 
 
 class PlainInput:
-    """The tar inside: read exactly, or piece by piece without a copy."""
+    """The tar inside: read exactly, or piece by piece without a copy.
 
-    def __init__(self, pieces: Iterator[bytes], limit_bytes: int) -> None:
+    recipe: takes note of what is read, and keeps the bytes unless they are read by `content`.
+    size_bytes: what was read so far.
+    """
+
+    def __init__(
+        self, pieces: Iterator[bytes], limit_bytes: int, recipe: "RecipeWriter | None" = None
+    ) -> None:
         self._pieces = pieces
+        self._recipe = recipe
         self._limit_bytes = limit_bytes
         self._hash = hashlib.sha256()
         self._rest = memoryview(b"")
-        self._size_bytes = 0
+        self.size_bytes = 0
+
+    def content(self, size: int, path: str) -> Iterator[memoryview]:
+        """Yield exactly `size` bytes, of which the file at `path` will have all.
+
+        Raises: CorruptImage if there are fewer.
+        """
+        if self._recipe and size:
+            self._recipe.content(path, size)
+        return self._take(size)
 
     def pieces(self, size: int) -> Iterator[memoryview]:
         """Yield exactly `size` bytes. Raises: CorruptImage if there are fewer."""
+        for piece in self._take(size):
+            if self._recipe:
+                self._recipe.literal(piece)
+            yield piece
+
+    def _take(self, size: int) -> Iterator[memoryview]:
         while size:
             if not self._rest and not self._refill():
                 raise CorruptImage("the layer's tar ends too early")
@@ -141,6 +166,8 @@ class PlainInput:
         if len(self._rest) >= size:
             piece = bytes(self._rest[:size])
             self._rest = self._rest[size:]
+            if self._recipe:
+                self._recipe.literal(piece)
             return piece
         return b"".join(self.pieces(size))
 
@@ -153,19 +180,24 @@ class PlainInput:
         """Tell whether nothing is left."""
         return not self._rest and not self._refill()
 
+    def rest(self) -> Iterator[memoryview]:
+        """Yield what is left."""
+        while not self.at_end():
+            piece, self._rest = self._rest, memoryview(b"")
+            yield piece
+
     def finish(self) -> Digest:
         """Read what is left, and return the digest of all."""
-        self._rest = memoryview(b"")
-        while self._refill():
-            pass
-        self._rest = memoryview(b"")
+        for piece in self.rest():
+            if self._recipe:
+                self._recipe.literal(piece)
         return Digest("sha256:" + self._hash.hexdigest())
 
     def _refill(self) -> bool:
         piece = next(self._pieces, b"")
         self._hash.update(piece)
-        self._size_bytes += len(piece)
-        if self._size_bytes > self._limit_bytes:
+        self.size_bytes += len(piece)
+        if self.size_bytes > self._limit_bytes:
             raise CorruptImage(f"the layer unpacks to more than {self._limit_bytes} bytes")
         self._rest = memoryview(piece)
         return bool(piece)

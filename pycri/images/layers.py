@@ -4,6 +4,8 @@
     layers/<hex of diff id>/      a layer, verified and synced; never changed
     layers/.partial-<random>/     being unpacked; of no worth after a crash
     layers/.trash-<random>/       being removed
+    recipes/<hex of diff id>      how its archive is made again (recipes.py), of most layers
+    recipes/.partial-<random>     being written
 
 A layer is unpacked into a partial folder, synced, renamed, and then has a row; one without a row or
 without a folder did not survive a crash and is removed when the store opens. Removal goes the
@@ -40,6 +42,7 @@ class LayerStore:
 
     def __init__(self, directory: Path, database: Database) -> None:
         self._directory = directory
+        self._recipes = directory.with_name("recipes")
         self._database = database
         self.transfers = Transfers()
         self._rows: dict[Digest, LayerRow] = {}
@@ -52,6 +55,7 @@ class LayerStore:
         """Load the rows, and remove what a crash left half done."""
         rows = await self._database.transact(load_layers)
         lost = await asyncio.to_thread(_sweep, self._directory, {row.digest for row in rows})
+        await asyncio.to_thread(_sweep_recipes, self._recipes, {row.digest for row in rows} - lost)
         self._rows = {row.digest: row for row in rows if row.digest not in lost}
         for digest in lost:
             await self._delete_row(digest)
@@ -71,6 +75,10 @@ class LayerStore:
     def path(self, diff_id: Digest) -> Path:
         """Return the folder of a layer."""
         return self._directory / diff_id.removeprefix("sha256:")
+
+    def recipe(self, diff_id: Digest) -> Path:
+        """Return the file that says how a layer's archive is made again; there may be none."""
+        return self._recipes / diff_id.removeprefix("sha256:")
 
     def size_bytes(self, diff_ids: Collection[Digest]) -> int:
         """Return what these layers take on disk."""
@@ -101,7 +109,9 @@ class LayerStore:
             try:
                 await finish(asyncio.to_thread(os.mkdir, partial, 0o755))
                 with self.transfers.counting(source, diff_id) as counted:
-                    row = await unpack_layer(counted, blob, diff_id, partial)
+                    row = await unpack_layer(
+                        counted, blob, diff_id, partial, self._recipes / partial.name
+                    )
                 await finish(self._publish(partial, row))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -110,9 +120,12 @@ class LayerStore:
             finally:
                 # There is none after a success.
                 await finish(asyncio.to_thread(_remove_tree, partial))
+                (self._recipes / partial.name).unlink(missing_ok=True)
 
     async def _publish(self, partial: Path, row: LayerRow) -> None:
         async with self._moves:
+            recipe = self._recipes / partial.name
+            await asyncio.to_thread(_replace_synced, recipe, self.recipe(row.digest))
             await asyncio.to_thread(_rename_synced, partial, self.path(row.digest))
             try:
                 await self._database.transact(lambda connection: save_layer(connection, row))
@@ -132,6 +145,7 @@ class LayerStore:
             for row in doomed:
                 trash = self._directory / f".trash-{secrets.token_hex(8)}"
                 await asyncio.to_thread(os.rename, self.path(row.digest), trash)
+                await asyncio.to_thread(self.recipe(row.digest).unlink, missing_ok=True)
                 await self._delete_row(row.digest)
                 self._run_aside(asyncio.to_thread(_remove_tree, trash))
 
@@ -142,6 +156,13 @@ class LayerStore:
         task = asyncio.create_task(removal)
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
+
+
+def _replace_synced(source: Path, target: Path) -> None:
+    """Rename a file over another; one that is missing is missing then, too."""
+    target.unlink(missing_ok=True)
+    if source.exists():
+        _rename_synced(source, target)
 
 
 def _rename_synced(source: Path, target: Path) -> None:
@@ -156,6 +177,12 @@ def _rename_synced(source: Path, target: Path) -> None:
 def _remove_tree(path: Path) -> None:
     """Remove a folder; what cannot be removed now is swept at the next start."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep_recipes(directory: Path, known: set[Digest]) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in set(os.listdir(directory)) - {digest.removeprefix("sha256:") for digest in known}:
+        (directory / name).unlink()
 
 
 def _sweep(directory: Path, known: set[Digest]) -> set[Digest]:

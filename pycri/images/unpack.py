@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A layer blob to a folder that overlay can mount. Run as a process of its own:
 
-    python -m pycri.images.unpack FOLDER BLOB-DIGEST DIFF-ID  < blob  > one JSON object
+    python -m pycri.images.unpack FOLDER BLOB-DIGEST DIFF-ID RECIPE  < blob  > one JSON object
 
 A process, because tar is Python's work: in a thread it would take turns with the daemon's event
 loop; and because a process can be killed at any instant and gives all its memory back. It knows
@@ -14,6 +14,7 @@ unpacked in any order and shared by images:
     .wh..wh..opq     trusted.overlay.opaque=y on the folder
     .wh..wh.*        other marks of aufs: ignored
 
+RECIPE is the file to make for `recipes.py`; there is none of an archive that cannot be made again.
 Every path is resolved beneath the folder by the kernel (openat2, RESOLVE_IN_ROOT); ".." is refused.
 Source: OCI image-spec layer.md; kernel, filesystems/overlayfs.rst.
 """
@@ -30,6 +31,7 @@ from typing import Final
 
 from pycri.errors import CorruptImage
 from pycri.images.blobs import BlobInput, PlainInput, decompressed
+from pycri.images.recipes import RecipeWriter
 from pycri.images.tar import Member, read_members
 from pycri.kernel.paths import make_directory_beneath, open_beneath
 from pycri.kernel.syscalls import syncfs
@@ -39,9 +41,9 @@ MOST_BYTES: Final = 512 * 1024**3
 _PAGE: Final = 4096
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPAQUE: Final = "trusted.overlay.opaque"
+OPAQUE: Final = "trusted.overlay.opaque"
 # Overlay's marks are ours to set; a label of the builder's host means nothing here.
-_FOREIGN_XATTRS: Final = ("trusted.overlay.", "user.overlay.", "security.selinux")
+FOREIGN_XATTRS: Final = ("trusted.overlay.", "user.overlay.", "security.selinux")
 _FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
 # What the kernel says of a member that cannot be made where it says.
 _BAD_MEMBER: Final = frozenset(
@@ -54,13 +56,14 @@ _BAD_MEMBER: Final = frozenset(
 
 
 class Unpacking:
-    """The folder being filled. Borrows `root_fd`.
+    """The folder being filled. Borrows `root_fd`. recipe: told when something is replaced.
 
     size_bytes: what the files take, in whole pages; inodes: how many.
     """
 
-    def __init__(self, root_fd: int) -> None:
+    def __init__(self, root_fd: int, recipe: RecipeWriter) -> None:
         self._root_fd = root_fd
+        self._recipe = recipe
         self._parent: tuple[str, int] | None = None
         self._directory_times: dict[str, int] = {}
         self.size_bytes = 0
@@ -128,7 +131,7 @@ class Unpacking:
 
     def _make_whiteout(self, parent_fd: int, name: str) -> None:
         if name == ".wh..wh..opq":
-            os.setxattr(parent_fd, _OPAQUE, b"y")
+            os.setxattr(parent_fd, OPAQUE, b"y")
             return
         hidden = name[len(".wh.") :]
         if hidden.startswith(".wh."):
@@ -158,10 +161,10 @@ class Unpacking:
         try:
             fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent_fd)
         except FileExistsError:
-            _remove(parent_fd, name)
+            self._remove(parent_fd, name)
             fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent_fd)
         try:
-            for piece in stream.pieces(member.size):
+            for piece in stream.content(member.size, self._path(name)):
                 _write_all(fd, piece)
             _set_attributes(fd, member)
             os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
@@ -177,13 +180,13 @@ class Unpacking:
             found = _stat(name, parent_fd)
             if not stat.S_ISDIR(found.st_mode):
                 replaced_whiteout = stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
-                _remove(parent_fd, name)
+                self._remove(parent_fd, name)
                 os.mkdir(name, 0o700, dir_fd=parent_fd)
         fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
         try:
             _set_attributes(fd, member)
             if replaced_whiteout:
-                os.setxattr(fd, _OPAQUE, b"y")
+                os.setxattr(fd, OPAQUE, b"y")
         finally:
             os.close(fd)
 
@@ -199,7 +202,7 @@ class Unpacking:
                     src_dir_fd=source_fd, dst_dir_fd=parent_fd, follow_symlinks=False,
                 )  # fmt: skip
             except FileExistsError:
-                _remove(parent_fd, name)
+                self._remove(parent_fd, name)
                 os.link(
                     names[-1], name,
                     src_dir_fd=source_fd, dst_dir_fd=parent_fd, follow_symlinks=False,
@@ -212,7 +215,7 @@ class Unpacking:
         try:
             _make_node(member, parent_fd, name)
         except FileExistsError:
-            _remove(parent_fd, name)
+            self._remove(parent_fd, name)
             _make_node(member, parent_fd, name)
         os.chown(name, member.uid, member.gid, dir_fd=parent_fd, follow_symlinks=False)
         # There is no setxattrat(2) before Linux 6.13: the folder is named by its descriptor.
@@ -221,6 +224,21 @@ class Unpacking:
             os.chmod(name, member.mode, dir_fd=parent_fd)
         times = (member.mtime_ns, member.mtime_ns)
         os.utime(name, ns=times, dir_fd=parent_fd, follow_symlinks=False)
+
+    def _path(self, name: str) -> str:
+        """Return where a member of the folder that is kept open lies."""
+        assert self._parent is not None
+        return f"{self._parent[0]}/{name}".lstrip("/")
+
+    def _remove(self, parent_fd: int, name: str) -> None:
+        found = _stat(name, parent_fd)
+        if stat.S_ISDIR(found.st_mode):
+            self._recipe.give_up()
+            shutil.rmtree(name, dir_fd=parent_fd)
+            return
+        if found.st_size and stat.S_ISREG(found.st_mode):
+            self._recipe.give_up()
+        os.unlink(name, dir_fd=parent_fd)
 
     def _count(self, size: int) -> None:
         self.inodes += 1
@@ -244,17 +262,10 @@ def _stat(name: str, parent_fd: int) -> os.stat_result:
     return os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
 
 
-def _remove(parent_fd: int, name: str) -> None:
-    if stat.S_ISDIR(_stat(name, parent_fd).st_mode):
-        shutil.rmtree(name, dir_fd=parent_fd)
-    else:
-        os.unlink(name, dir_fd=parent_fd)
-
-
 def _set_opaque(name: str, parent_fd: int) -> None:
     fd = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
     try:
-        os.setxattr(fd, _OPAQUE, b"y")
+        os.setxattr(fd, OPAQUE, b"y")
     finally:
         os.close(fd)
 
@@ -279,7 +290,7 @@ def _set_attributes(fd: int, member: Member) -> None:
 
 def _set_xattrs(target: int | str, member: Member, *, follow_symlinks: bool) -> None:
     for name, value in member.xattrs.items():
-        if name.startswith(_FOREIGN_XATTRS):
+        if name.startswith(FOREIGN_XATTRS):
             continue
         try:
             os.setxattr(target, name, value, follow_symlinks=follow_symlinks)
@@ -294,29 +305,41 @@ def _write_all(fd: int, piece: memoryview) -> None:
         piece = piece[os.write(fd, piece) :]
 
 
-def unpack_blob(blob_fd: int, folder: str, blob_digest: str, diff_id: str) -> dict[str, int]:
+def unpack_blob(
+    blob_fd: int, folder: str, blob_digest: str, diff_id: str, recipe_path: str
+) -> dict[str, int]:
     """Unpack the blob read from `blob_fd` into `folder`, empty, verified and synced.
 
+    recipe_path: of a file on the same file system, made, and left if the archive can be made again.
     Returns: size_bytes and inodes of the layer.
     Raises: CorruptImage if either digest differs or the archive is bad; OSError.
     """
     blob = BlobInput(blob_fd)
-    stream = PlainInput(decompressed(blob), MOST_BYTES)
-    root_fd = os.open(folder, _DIRECTORY)
-    try:
-        unpacking = Unpacking(root_fd)
+    with contextlib.ExitStack() as opened:
+        root_fd = os.open(folder, _DIRECTORY)
+        opened.callback(os.close, root_fd)
+        recipe_fd = os.open(recipe_path, _NEW_FILE, 0o600)
+        opened.callback(os.close, recipe_fd)
+        recipe = RecipeWriter(recipe_fd)
+        stream = PlainInput(decompressed(blob), MOST_BYTES, recipe)
+        unpacking = Unpacking(root_fd, recipe)
         unpacking.unpack(stream)
-        unpacked = stream.finish()
-        while blob.read():
-            pass
-        if blob.digest != blob_digest:
-            raise CorruptImage(f"the layer {blob_digest} has the digest {blob.digest}")
-        if unpacked != diff_id:
-            raise CorruptImage(f"the layer {diff_id} unpacks to the digest {unpacked}")
+        _check_digests(blob, stream, blob_digest, diff_id)
+        if not recipe.finish():
+            os.unlink(recipe_path)
+        recipe_bytes = os.fstat(recipe_fd).st_blocks * 512
         syncfs(root_fd)
-    finally:
-        os.close(root_fd)
-    return {"size_bytes": unpacking.size_bytes, "inodes": unpacking.inodes}
+    return {"size_bytes": unpacking.size_bytes + recipe_bytes, "inodes": unpacking.inodes + 1}
+
+
+def _check_digests(blob: BlobInput, stream: PlainInput, blob_digest: str, diff_id: str) -> None:
+    unpacked = stream.finish()
+    while blob.read():
+        pass
+    if blob.digest != blob_digest:
+        raise CorruptImage(f"the layer {blob_digest} has the digest {blob.digest}")
+    if unpacked != diff_id:
+        raise CorruptImage(f"the layer {diff_id} unpacks to the digest {unpacked}")
 
 
 def main() -> None:
@@ -324,7 +347,7 @@ def main() -> None:
     os.umask(0)
     answer: dict[str, int | str]
     try:
-        answer = {**unpack_blob(0, *sys.argv[1:4])}
+        answer = {**unpack_blob(0, *sys.argv[1:5])}
     except CorruptImage as error:
         answer = {"kind": "corrupt", "message": str(error)}
     except OSError as error:

@@ -34,14 +34,15 @@ class _Verdict(msgspec.Struct, frozen=True):
 
 
 async def unpack_layer(
-    source: BlobSource, blob: Descriptor, diff_id: Digest, folder: Path
+    source: BlobSource, blob: Descriptor, diff_id: Digest, folder: Path, recipe: Path
 ) -> LayerRow:
     """Fetch a layer's blob and unpack it into `folder`, which exists and is empty.
 
+    recipe: the file to make for `recipes.py`, if that can be done.
     What was made is verified and synced on return; after a failure the folder holds remains.
     Raises: CorruptImage, OutOfResources, SetupFailed; what the source raises.
     """
-    process = await _start(folder, blob.digest, diff_id)
+    process = await _start(str(folder), blob.digest, diff_id, str(recipe))
     assert process.stdin and process.stdout
     try:
         whole = await _feed(process.stdin, source, blob)
@@ -63,11 +64,11 @@ async def unpack_layer(
     return LayerRow(digest=diff_id, size_bytes=verdict.size_bytes, inodes=verdict.inodes)
 
 
-async def _start(folder: Path, blob: Digest, diff_id: Digest) -> asyncio.subprocess.Process:
+async def _start(*arguments: str) -> asyncio.subprocess.Process:
     command = (sys.executable, "-S", "-P", "-X", "utf8", "-m", _PROGRAM)
     environment = {"PYTHONPATH": _SEARCH_PATH}
     return await asyncio.create_subprocess_exec(
-        *command, str(folder), blob, diff_id, stdin=_PIPE, stdout=_PIPE, env=environment
+        *command, *arguments, stdin=_PIPE, stdout=_PIPE, env=environment
     )
 
 
