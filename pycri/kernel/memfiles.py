@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs kept in memory: sealed, so that nobody who reaches them by /proc/PID/exe can write."""
+"""Files kept in memory (memfd_create(2)).
+
+Programs are sealed, so that nobody who reaches them by /proc/PID/exe can write.
+"""
 
 import fcntl
 import os
@@ -8,8 +11,17 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _MFD_EXEC = 0x10
 
 
+def make_file(name: str, content: bytes) -> int:
+    """Return a file in memory, to be read from its start, close-on-exec; caller closes."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(content)
+        file.seek(0)
+    return fd
+
+
 def make_program(name: str, content: bytes) -> int:
-    """Return a sealed executable in memory (memfd_create(2)), close-on-exec; caller closes."""
+    """Return a sealed executable in memory, close-on-exec; caller closes."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
         fd = os.memfd_create(name, flags | _MFD_EXEC)

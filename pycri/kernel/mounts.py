@@ -63,20 +63,21 @@ def clone_fd(fd: int, *, recursive: bool = False) -> int:
 def set_attributes(fd: int, names: tuple[str, ...], *, recursive: bool = False) -> None:
     """Set mount attributes ("ro", "nosuid", ...) on a mount; "rro" is "ro" on all below too.
 
-    "suid", "dev" and "exec" take away what the mount that was cloned may have had.
+    "rw", "suid", "dev" and "exec" take away what the mount that was cloned may have had.
     """
     if "rro" in names:
         mount_setattr(fd, "", AT_EMPTY_PATH | AT_RECURSIVE, MountAttr.RDONLY, _NO_PROPAGATION)
     attributes = _attributes(names)
-    cleared = _attributes(tuple(f"no{name}" for name in names))
+    cleared = _attributes(tuple("ro" if name == "rw" else f"no{name}" for name in names))
     if attributes or cleared:
         flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
         mount_setattr(fd, "", flags, attributes, _NO_PROPAGATION, cleared)
 
 
-def set_propagation(fd: int, name: str) -> None:
-    """Set the propagation of a mount and all below: "private", "slave" or "shared"."""
-    mount_setattr(fd, "", AT_EMPTY_PATH | AT_RECURSIVE, MountAttr(0), PROPAGATION[name])
+def set_propagation(fd: int, name: str, *, recursive: bool = True) -> None:
+    """Set the propagation of a mount, and all below: "private", "slave" or "shared"."""
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    mount_setattr(fd, "", flags, MountAttr(0), PROPAGATION[name])
 
 
 def new_filesystem(

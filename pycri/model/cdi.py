@@ -9,6 +9,7 @@ from typing import Annotated
 
 import msgspec
 
+from pycri.model.hooks import Hooks
 from pycri.model.plan import BindMount, MountFilesystem
 
 _Id = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 32) - 1)]
@@ -47,7 +48,7 @@ class CdiMount(_Written, frozen=True, kw_only=True):
 
 
 class CdiHook(_Written, frozen=True, kw_only=True):
-    """A program an OCI runtime would run."""
+    """A program to be run. args: with its name first. timeout: seconds."""
 
     hook_name: str
     path: str
@@ -109,10 +110,12 @@ class DeviceNode(msgspec.Struct, frozen=True, kw_only=True):
 class DeviceEdits(msgspec.Struct, frozen=True, kw_only=True):
     """What all CDI devices of a container add to it; in a container's record, since files change.
 
-    env: names and values. groups: further groups of the process.
+    env: names and values. groups: further groups of the process. hooks: in the
+        order of the devices.
     """
 
     env: tuple[tuple[str, bytes], ...] = ()
     nodes: tuple[DeviceNode, ...] = ()
     mounts: tuple[BindMount | MountFilesystem, ...] = ()
     groups: tuple[int, ...] = ()
+    hooks: Hooks = Hooks()

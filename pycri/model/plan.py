@@ -10,6 +10,7 @@ and are resolved there, never by joining strings.
 
 import msgspec
 
+from pycri.model.hooks import Hooks
 from pycri.model.ids import TaskId
 from pycri.model.seccomp import SeccompProgram
 from pycri.model.security import IdMappings, User
@@ -276,6 +277,15 @@ class JoinUserNamespace(msgspec.Struct, frozen=True, kw_only=True):
         return f"join user {self.path}, {self.ids}"
 
 
+class HookPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Programs to be run on the way (model/hooks.py). bundle: the host folder they are told of,
+    in whose `rootfs` they find the container's root."""
+
+    hooks: Hooks
+    bundle: str
+    annotations: dict[str, str] = {}
+
+
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the init child does, in order: cgroup, namespaces, steps, user namespace, process.
 
@@ -297,6 +307,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     stdin: bool = False
     log_path: str = ""
     user_namespace: JoinUserNamespace | None = None
+    hooks: HookPlan | None = None
 
 
 class PinNamespace(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CDI devices to what they add to a container: variables, nodes, mounts, groups.
+"""CDI devices to what they add to a container: variables, nodes, mounts, groups, hooks.
 
 A file's own edits come once, before those of its first device; then each device's, in the order
-asked for. Later ones win. Hooks are refused, by name: they are programs for an OCI runtime, which
-expect its bundle and the host's files below the container's mount namespace, and a container of
-ours has neither. Source: CDI SPEC.md.
+asked for. Later ones win; of hooks all are run. Source: CDI SPEC.md.
 """
 
 import re
@@ -16,12 +14,14 @@ from pycri.errors import InvalidRequest, Unsupported
 from pycri.model.cdi import (
     CdiChanges,
     CdiDevice,
+    CdiHook,
     CdiMount,
     CdiNode,
     CdiSpec,
     DeviceEdits,
     DeviceNode,
 )
+from pycri.model.hooks import DEFAULT_ENV, HOOK_NAMES, Hook, Hooks
 from pycri.model.plan import BindMount, MountFilesystem
 from pycri.model.security import User
 from pycri.plan.devices import HostDevice
@@ -77,12 +77,13 @@ def merge_edits(devices: tuple[FoundDevice, ...], nodes: Mapping[str, HostDevice
     """Return what the devices add. nodes: those of `host_paths` that there are.
 
     Raises: InvalidRequest for a node that is not there, or a mount option nobody knows;
-        Unsupported for a hook and what else cannot be done. Both name the field of the request.
+        Unsupported for what cannot be done. Both name the field of the request.
     """
     env: dict[str, bytes] = {}
     made: dict[str, DeviceNode] = {}
     mounts: dict[str, BindMount | MountFilesystem] = {}
     groups: dict[int, None] = {}
+    hooks: list[CdiHook] = []
     applied: list[CdiSpec] = []
     for found in devices:
         shared = () if found.spec in applied else (found.spec.container_edits,)
@@ -95,11 +96,13 @@ def merge_edits(devices: tuple[FoundDevice, ...], nodes: Mapping[str, HostDevice
             made |= {clean_path(n.path): _node(found, n, nodes) for n in changes.device_nodes}
             mounts |= {clean_path(m.container_path): _mount(found, m) for m in changes.mounts}
             groups |= dict.fromkeys(gid for gid in changes.additional_gids if gid)
+            hooks += changes.hooks
     return DeviceEdits(
         env=tuple(env.items()),
         nodes=tuple(made.values()),
         mounts=tuple(mounts.values()),
         groups=tuple(groups),
+        hooks=_hooks(hooks),
     )
 
 
@@ -125,30 +128,60 @@ def _all_changes(devices: Iterable[FoundDevice]) -> Iterable[CdiChanges]:
 
 
 def _check_changes(changes: CdiChanges) -> None:
-    for entry in changes.env:
-        name, equals, _ = entry.partition("=")
-        if not (name and equals) or "\0" in entry:
-            # Not quoted: it may be a secret that lacks its name.
-            raise ValueError("an entry of env is not NAME=VALUE")
+    _check_env(changes.env)
     paths = [node.path for node in changes.device_nodes]
     paths += [mount.container_path for mount in changes.mounts]
     paths += [mount.host_path for mount in changes.mounts if mount.type in _BINDS]
+    paths += [hook.path for hook in changes.hooks]
     for path in paths:
         if "\0" in path or not path.startswith("/"):
             raise ValueError(f"{path!r} is not an absolute path")
     if "/" in {clean_path(mount.container_path) for mount in changes.mounts}:
         raise ValueError("a mount takes the place of the container's root")
+    for hook in changes.hooks:
+        _check_hook(hook)
     for node in changes.device_nodes:
         if not _ACCESS.fullmatch(node.permissions):
             raise ValueError(f"permissions {node.permissions!r} are not among r, w, m")
 
 
-def _refuse(found: FoundDevice, changes: CdiChanges) -> None:
-    for hook in changes.hooks:
-        raise Unsupported(
-            f"{found.field}: {found.name} asks for the {hook.hook_name} hook {hook.path}:"
-            " hooks are not run"
+def _check_env(env: tuple[str, ...]) -> None:
+    for entry in env:
+        name, equals, _ = entry.partition("=")
+        if not (name and equals) or "\0" in entry:
+            # Not quoted: it may be a secret that lacks its name.
+            raise ValueError("an entry of env is not NAME=VALUE")
+
+
+def _check_hook(hook: CdiHook) -> None:
+    _check_env(hook.env)
+    if hook.hook_name not in HOOK_NAMES:
+        raise ValueError(f"hookName {hook.hook_name!r} is not among {', '.join(HOOK_NAMES)}")
+    if hook.timeout is not None and hook.timeout <= 0:
+        raise ValueError(f"the timeout of hook {hook.path} is not above 0")
+    if "\0" in "".join(hook.args):
+        raise ValueError(f"an argument of hook {hook.path} holds a zero byte")
+
+
+def _hooks(written: list[CdiHook]) -> Hooks:
+    """Return hooks by when they are run: OCI's order is that of its names, then that given."""
+    lists: dict[str, tuple[Hook, ...]] = {}
+    for name, field in HOOK_NAMES.items():
+        found = tuple(
+            Hook(
+                path=hook.path,
+                args=hook.args or (hook.path,),
+                env=hook.env or DEFAULT_ENV,
+                timeout_s=hook.timeout,
+            )
+            for hook in written
+            if hook.hook_name == name
         )
+        lists[field] = lists.get(field, ()) + found
+    return Hooks(**lists)
+
+
+def _refuse(found: FoundDevice, changes: CdiChanges) -> None:
     if changes.intel_rdt is not None:
         raise Unsupported(f"{found.field}: {found.name} asks for intelRdt: it is not supported")
 

@@ -17,6 +17,7 @@ from pycri.model.plan import (
     CgroupPlan,
     ContainerPlan,
     ExecPlan,
+    HookPlan,
     JoinNamespace,
     MountOverlay,
     ProcessPlan,
@@ -53,6 +54,7 @@ class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
     """What a container's plan is made from.
 
     layers: host folders of the image's layers, topmost first; upper, work: of the overlay.
+    bundle: host folder for hooks.
     user, home: as `users.resolve_user` and `users.home_directory` found them.
     cgroup_parent: the daemon's, for a pod that names none.
     host_devices: every node at or below a host_path of `spec.devices`; for a privileged
@@ -71,6 +73,7 @@ class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[str, ...]
     upper: str
     work: str
+    bundle: str
     user: User
     home: str = "/"
     host: HostFacts
@@ -109,6 +112,7 @@ def plan_container(inputs: ContainerInputs) -> ContainerPlan:
         process=_plan_process(inputs),
         stdin=spec.stdin,
         log_path=container_log_path(inputs.pod.spec, spec),
+        hooks=_plan_hooks(inputs),
     )
     ids, paths = inputs.pod.spec.namespaces.user, inputs.pod_paths
     if ids is None:
@@ -165,6 +169,13 @@ def _with_device_edits(inputs: ContainerInputs) -> ContainerInputs:
         user=msgspec.structs.replace(user, groups=groups),
         device_edits=owned_by(edits, user),
     )
+
+
+def _plan_hooks(inputs: ContainerInputs) -> HookPlan | None:
+    hooks = inputs.device_edits.hooks
+    if not hooks:
+        return None
+    return HookPlan(hooks=hooks, bundle=inputs.bundle, annotations=dict(inputs.spec.annotations))
 
 
 def _pid_namespace(inputs: ContainerInputs) -> tuple[str, TaskId | None]:

@@ -22,11 +22,13 @@ from typing import Any, assert_never
 import msgspec
 
 from pycri.errors import Unsupported
+from pycri.model.hooks import HOOK_NAMES, OCI_VERSION, Hook
 from pycri.model.plan import (
     BindMount,
     CgroupPlan,
     ContainerPlan,
     DeviceRule,
+    HookPlan,
     MakeDevice,
     MakeDirectory,
     MakeSymlink,
@@ -43,8 +45,6 @@ from pycri.model.plan import (
 from pycri.model.seccomp import SeccompAction, SeccompFilter, SeccompRule
 from pycri.model.security import CAPABILITY_NAMES, IdMapping, IdMappings
 from pycri.plan.mounts import is_beneath
-
-OCI_VERSION = "1.1.0"
 
 _CGROUP_ROOT = "/sys/fs/cgroup"
 _UMASK = 0o022
@@ -93,8 +93,23 @@ def render_config(plan: ContainerPlan, bundle: Bundle) -> bytes:
         "process": _process(plan.process),
         "mounts": _mounts(plan),
         "linux": _linux(plan, bundle),
+        **_hooks(plan.hooks),
     }
     return msgspec.json.format(msgspec.json.encode(config), indent=2)
+
+
+def _hooks(plan: HookPlan | None) -> _Object:
+    if plan is None:
+        return {}
+    names = {field: name for name, field in HOOK_NAMES.items()}
+    lists = {name: getattr(plan.hooks, field) for field, name in names.items()}
+    rendered = {name: [_hook(hook) for hook in hooks] for name, hooks in lists.items() if hooks}
+    return {"hooks": rendered, "annotations": plan.annotations}
+
+
+def _hook(hook: Hook) -> _Object:
+    timeout = {} if hook.timeout_s is None else {"timeout": hook.timeout_s}
+    return {"path": hook.path, "args": list(hook.args), "env": list(hook.env)} | timeout
 
 
 def _of(plan: ContainerPlan, kind: type[Any]) -> list[Any]:

@@ -15,6 +15,7 @@ from pycri.model.plan import CgroupPlan, PinNamespace, SandboxPlan
 from pycri.model.pod import PodSpec
 from pycri.model.security import NamespaceMode
 from pycri.plan.cgroups import cgroup_path, check_cgroup_parent, plan_cgroup
+from pycri.plan.security import check_selinux
 from pycri.plan.user_namespaces import check_pod_user_namespace
 
 SHM_BYTES = 64 << 20
@@ -61,8 +62,10 @@ def plan_sandbox(
 
     cgroup_parent: the daemon's, for a pod that names none (`cgroups.cgroup_path`).
     Raises: InvalidRequest for a sysctl that is not the pod's own to set; Unsupported for a user
-        namespace this node cannot make.
+        namespace this node cannot make, or a label without SELinux.
     """
+    if not spec.privileged:
+        check_selinux(spec.selinux_label, host)
     check_pod_user_namespace(spec, host)
     check_cgroup_parent(spec.cgroup_parent, host)
     kinds = pod_pins(spec)

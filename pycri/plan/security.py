@@ -100,12 +100,19 @@ def plan_capabilities(security: ContainerSecurity, host: HostFacts) -> Capabilit
 def plan_selinux_label(pod: PodSpec, security: ContainerSecurity, host: HostFacts) -> str:
     """Return the label of a container's process, "" for none: its own, else its pod's.
 
-    Without SELinux in the kernel a label means nothing, and is dropped, as containerd and CRI-O
-    do: many manifests carry labels that are for those nodes that have it.
+    Raises: Unsupported on a node without SELinux.
     """
-    if security.privileged or not host.selinux:
+    if security.privileged:
         return ""
+    check_selinux(security.selinux_label, host)
     return security.selinux_label or pod.selinux_label
+
+
+def check_selinux(label: str, host: HostFacts) -> None:
+    """Raise Unsupported for a label that the kernel would not know: it is asked for to confine."""
+    if label and not host.selinux:
+        field = "config.linux.security_context.selinux_options"
+        raise Unsupported(f"{field}: this node has no SELinux")
 
 
 def plan_path_protection(security: ContainerSecurity) -> tuple[Step, ...]:

@@ -4,7 +4,8 @@
 Values of variables are left out, as they are of every log: they are secrets often enough.
 """
 
-from pycri.model.plan import CgroupPlan, ContainerPlan, ProcessPlan, SandboxPlan
+from pycri.model.hooks import Hooks
+from pycri.model.plan import CgroupPlan, ContainerPlan, HookPlan, ProcessPlan, SandboxPlan
 from pycri.model.security import CAPABILITY_NAMES
 
 
@@ -38,11 +39,22 @@ def _container_lines(plan: ContainerPlan) -> list[str]:
         "namespace mnt new",
         *map(str, plan.steps),
         *(["terminal /dev/console"] if process.terminal else []),
+        *_hook_lines(plan.hooks, "create_runtime", "create_container"),
         "pivot_root",
         *(f"rlimit {name} {_limit(soft)}:{_limit(hard)}" for name, soft, hard in process.rlimits),
         *([str(plan.user_namespace)] if plan.user_namespace else []),
         f"stdin {'kept open' if plan.stdin else '/dev/null'}",
-        *_process_lines(process),
+        *_process_lines(process, plan.hooks),
+        *_hook_lines(plan.hooks, "poststart", "poststop"),
+    ]
+
+
+def _hook_lines(plan: HookPlan | None, *names: str) -> list[str]:
+    hooks = plan.hooks if plan else Hooks()
+    return [
+        f"{name.replace('_', ' ')} hook {_word(hook.path)}"
+        for name in names
+        for hook in getattr(hooks, name)
     ]
 
 
@@ -54,7 +66,7 @@ def _cgroup_lines(plan: CgroupPlan) -> list[str]:
     return lines + [f"write {value!r} to {path}" for path, value in plan.writes]
 
 
-def _process_lines(process: ProcessPlan) -> list[str]:
+def _process_lines(process: ProcessPlan, hooks: HookPlan | None) -> list[str]:
     sets = process.capabilities
     names = (entry.partition(b"=")[0].decode(errors="replace") for entry in process.env)
     lines = [
@@ -69,6 +81,7 @@ def _process_lines(process: ProcessPlan) -> list[str]:
         if numbers != (sets.effective if name == "permitted" else ()):
             lines.append(f"{name} capabilities {_capabilities(numbers)}")
     lines += ["no new privileges"] if process.no_new_privs else []
+    lines += _hook_lines(hooks, "start_container")
     lines += [f"apparmor {process.apparmor_profile}"] if process.apparmor_profile else []
     lines += [f"selinux {process.selinux_label}"] if process.selinux_label else []
     if process.seccomp is not None:

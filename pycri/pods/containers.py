@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 
 from pycri.errors import AlreadyExists, NotFound, PycriError, WrongState
+from pycri.model.cdi import DeviceEdits
 from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState
 from pycri.model.ids import ContainerId, TaskId
 from pycri.model.pod import PodRecord, PodState
@@ -21,9 +22,10 @@ from pycri.plan.environment import stop_signal
 from pycri.pods.catalogue import with_facts
 from pycri.pods.endings import Endings
 from pycri.pods.foundation import Foundation
+from pycri.pods.hooks import render_bundle, run_poststart
 from pycri.pods.planning import Planner
 from pycri.pods.rollback import Rollback
-from pycri.pods.sources import check_propagation, needs_check
+from pycri.pods.sources import check_propagation, propagating_mounts
 from pycri.pods.timeline import Timeline
 from pycri.wire.messages import TaskStarted
 
@@ -81,6 +83,7 @@ class Containers:
                 await self._record_failed_start(record, error)
                 raise
             await self._record_started(record, started, timeline)
+            await run_poststart(record, self._layout, started.pid)
 
     async def stop(self, container_id: str, timeout_s: int) -> None:
         """Send the stop signal, wait, kill; unknown or not running is fine.
@@ -167,8 +170,10 @@ class Containers:
             additions = self._planner.find_additions(spec)
             inputs = self._planner.inputs(container_id, pod, spec, image, additions)
             # The plan is made again at the start; made here too, a bad request fails early.
-            process = plan_container(inputs).process
-            await _check_sources(spec)
+            plan = plan_container(inputs)
+            cgroup = container_cgroup(inputs)
+            bundle_config = render_bundle(plan, cgroup)
+            await _check_sources(spec, additions.device_edits)
         record = ContainerRecord(
             id=container_id,
             pod_id=pod.id,
@@ -179,9 +184,9 @@ class Containers:
             volume_images=additions.volume_images,
             device_edits=additions.device_edits,
             seccomp_text=additions.seccomp_text,
-            user=process.user,
+            user=plan.process.user,
             stop_signal=stop_signal(spec, image.config),
-            cgroup=container_cgroup(inputs),
+            cgroup=cgroup,
             log_path=container_log_path(pod.spec, spec),
             created_ns=time.time_ns(),
         )
@@ -192,7 +197,8 @@ class Containers:
             self._check_ready(pod.id)
             rollback.push("folders", lambda: self._remove_folders(container_id))
             with timeline.stage("folders"):
-                self._layout.make_container(container_id, pod.spec.namespaces.user)
+                user_ids = pod.spec.namespaces.user
+                self._layout.make_container(container_id, user_ids, bundle_config)
                 stages = timeline.stages()
                 await self._catalogue.change_container(
                     container_id, lambda old: with_facts(old, timeline=stages)
@@ -205,7 +211,7 @@ class Containers:
     async def _spawn(self, record: ContainerRecord, timeline: Timeline) -> TaskStarted:
         with timeline.stage("plan"):
             plan = self._planner.plan(record)
-            await _check_sources(record.spec)
+            await _check_sources(record.spec, record.device_edits)
         asked_ns = time.monotonic_ns()
         started = await self._spawner.start_container(plan)
         timeline.add_marks(asked_ns, started.marks)
@@ -242,10 +248,10 @@ class Containers:
         )
 
 
-async def _check_sources(spec: ContainerSpec) -> None:
+async def _check_sources(spec: ContainerSpec, edits: DeviceEdits) -> None:
     # In a thread, since a look at a dead network volume blocks; others pay nothing for it.
-    if needs_check(spec):
-        await asyncio.to_thread(check_propagation, spec)
+    if mounts := propagating_mounts(spec, edits):
+        await asyncio.to_thread(check_propagation, mounts)
 
 
 def _same_container(existing: ContainerRecord, spec: ContainerSpec) -> ContainerId:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How containers end: asked to stop, or on their own; why they ended; what is cleaned up then.
 
-exit record ──▶ OOM kills read from the group ──▶ the rest of the group killed, group removed
-            ──▶ finished_ns, exit_code, reason recorded ──▶ those who wait are told
+exit record ──▶ OOM kills read from the group ──▶ the rest of the group killed ──▶ poststop hooks
+            ──▶ finished_ns, exit_code, reason recorded ──▶ those who wait are told, group removed
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from pycri.model.container import ContainerRecord, ContainerState
 from pycri.model.ids import ContainerId, TaskId
 from pycri.pods.catalogue import with_facts
 from pycri.pods.foundation import Foundation
+from pycri.pods.hooks import run_poststop
 from pycri.wire.messages import ExitRecord
 
 _log = Log("endings")
@@ -48,6 +49,7 @@ class Endings:
         self._spawner = foundation.spawner
         self._exits = foundation.exits
         self._groups = foundation.groups
+        self._layout = foundation.layout
         self._locks: dict[ContainerId, asyncio.Lock] = {}
         self._stopping: dict[ContainerId, _Stopping] = {}
         # OOM kills before the first StopContainer: those did not end the container, we do.
@@ -70,13 +72,15 @@ class Endings:
             if container.state is not ContainerState.EXITED:
                 kills = await asyncio.to_thread(self._end_processes, container.cgroup)
                 kills -= self._kills_before_stop.pop(container_id, 0)
+                await run_poststop(container, self._layout)
                 await self._record_end(container, record, oom_killed=kills > 0)
             self._exits.tell(record)
             await asyncio.to_thread(self._remove_group, container.cgroup)
 
     async def clean_up(self, container: ContainerRecord) -> None:
-        """Kill what is in the container's group and remove it."""
+        """Kill what is in the group of a container that never ran, and remove it."""
         await asyncio.to_thread(self._end_processes, container.cgroup)
+        await run_poststop(container, self._layout)
         await asyncio.to_thread(self._remove_group, container.cgroup)
 
     async def stop(self, container: ContainerRecord, timeout_s: int) -> None:

@@ -4,6 +4,7 @@
 RUN/ns/POD/{user,net,ipc,uts,shm}     pins
 STATE/pods/POD/{hostname,hosts,resolv.conf}
 STATE/containers/ID/{upper,work}
+STATE/containers/ID/bundle/           config.json, rootfs; for a container with hooks
 STATE/empty/                          the lowest layer of an image volume that has one layer only
 """
 
@@ -36,6 +37,10 @@ class Layout:
     def container(self, container_id: ContainerId) -> str:
         """Return the folder of a container."""
         return f"{self._settings.containers_dir}/{container_id}"
+
+    def bundle(self, container_id: ContainerId) -> str:
+        """Return the folder that a container's hooks are told of."""
+        return f"{self.container(container_id)}/bundle"
 
     @property
     def empty(self) -> str:
@@ -92,11 +97,23 @@ class Layout:
         """Remove a pod's files."""
         shutil.rmtree(self._files(pod_id), ignore_errors=True)
 
-    def make_container(self, container_id: ContainerId, ids: IdMappings | None = None) -> None:
-        """Make a container's folders. ids: of its user namespace, whose root gets the upper one."""
+    def make_container(
+        self,
+        container_id: ContainerId,
+        ids: IdMappings | None = None,
+        bundle_config: bytes | None = None,
+    ) -> None:
+        """Make a container's folders. ids: of its user namespace, whose root gets the upper one.
+
+        bundle_config: `config.json` of a bundle, where there is to be one.
+        """
         folder = self.container(container_id)
         # Closed to the host's users: the upper folder may hold set-user-ID programs.
         os.makedirs(folder, mode=0o700)
+        if bundle_config is not None:
+            os.makedirs(f"{folder}/bundle/rootfs")
+            with open(f"{folder}/bundle/config.json", "wb") as file:
+                file.write(bundle_config)
         for name in ("upper", "work"):
             os.mkdir(f"{folder}/{name}")
         uid, gid = (ids.host_uid(0), ids.host_gid(0)) if ids else (None, None)

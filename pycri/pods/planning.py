@@ -86,6 +86,7 @@ class Planner:
             layers=layers,
             upper=f"{folder}/upper",
             work=f"{folder}/work",
+            bundle=self._layout.bundle(container_id),
             user=user,
             home=home,
             host=self._host,

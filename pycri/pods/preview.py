@@ -81,6 +81,7 @@ class Preview:
             layers=layers or (f"<layers of {spec.image.image}>",),
             upper=f"{folder}/upper",
             work=f"{folder}/work",
+            bundle=self._layout.bundle(CONTAINER),
             user=user,
             home=home,
             host=self._host,

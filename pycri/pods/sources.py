@@ -3,22 +3,56 @@
 
 import os
 
+import msgspec
+
 from pycri.errors import InvalidRequest
 from pycri.kernel.mounts import read_propagation
-from pycri.model.container import ContainerSpec, Mount, Propagation
+from pycri.model.cdi import DeviceEdits
+from pycri.model.container import ContainerSpec, Propagation
+from pycri.model.plan import BindMount
 
 _NEEDED = {
-    Propagation.HOST_TO_CONTAINER: ({"shared", "master"}, "a shared or slave"),
-    Propagation.BIDIRECTIONAL: ({"shared"}, "a shared"),
+    "slave": ({"shared", "master"}, "a shared or slave"),
+    "shared": ({"shared"}, "a shared"),
 }
+_PROPAGATION = {Propagation.HOST_TO_CONTAINER: "slave", Propagation.BIDIRECTIONAL: "shared"}
 
 
-def needs_check(spec: ContainerSpec) -> bool:
-    """Tell whether a mount asks for propagation."""
-    return any(mount.propagation in _NEEDED for mount in spec.mounts)
+class PropagatingMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A mount that is to get the host's, or to give it its own. field: of the request; asked: the
+    propagation in its words."""
+
+    field: str
+    asked: str
+    source: str
+    propagation: str
 
 
-def check_propagation(spec: ContainerSpec) -> None:
+def propagating_mounts(spec: ContainerSpec, edits: DeviceEdits) -> list[PropagatingMount]:
+    """Return what `check_propagation` must look at, of the request and of its CDI devices."""
+    requested = [
+        PropagatingMount(
+            field=f"config.mounts[{index}].propagation",
+            asked=mount.propagation.name,
+            source=mount.host_path,
+            propagation=_PROPAGATION[mount.propagation],
+        )
+        for index, mount in enumerate(spec.mounts)
+        if mount.propagation in _PROPAGATION
+    ]
+    return requested + [
+        PropagatingMount(
+            field="config.CDI_devices",
+            asked=f"a mount at {mount.target} with propagation r{mount.propagation}",
+            source=mount.source,
+            propagation=mount.propagation,
+        )
+        for mount in edits.mounts
+        if isinstance(mount, BindMount) and mount.propagation in _NEEDED
+    ]
+
+
+def check_propagation(mounts: list[PropagatingMount]) -> None:
     """Check that what the host mounts can reach a container that asks for it, and back.
 
     As the daemon sees the host's mounts, which is as the spawner does that clones them: both live
@@ -26,20 +60,12 @@ def check_propagation(spec: ContainerSpec) -> None:
     volume for long.
     Raises: InvalidRequest.
     """
-    for index, mount in enumerate(spec.mounts):
-        if mount.propagation in _NEEDED:
-            _check(f"config.mounts[{index}].propagation", mount)
-
-
-def _check(field: str, mount: Mount) -> None:
-    accepted, words = _NEEDED[mount.propagation]
-    path = os.path.realpath(mount.host_path)
-    while not os.path.exists(path):
-        # It will be made, on the mount its nearest folder is on.
-        path = os.path.dirname(path)
-    if not accepted & read_propagation(path):
-        raise InvalidRequest(
-            field,
-            f"{mount.propagation.name} needs {words} mount on the host, which"
-            f" {mount.host_path} is not on",
-        )
+    for mount in mounts:
+        accepted, words = _NEEDED[mount.propagation]
+        path = os.path.realpath(mount.source)
+        while not os.path.exists(path):
+            # It will be made, on the mount its nearest folder is on.
+            path = os.path.dirname(path)
+        if not accepted & read_propagation(path):
+            reason = f"needs {words} mount on the host, which {mount.source} is not on"
+            raise InvalidRequest(mount.field, f"{mount.asked} {reason}")

@@ -177,7 +177,9 @@ class Nursery:
         """Fork a container's init. target: pidfd of whose pid namespace to join, or -1."""
         stdio = Stdio(terminal=plan.process.terminal, stdin=plan.stdin)
         child = partial(start_container, plan, target, stdio.ends, self._around)
-        return self._fork(stdio, plan.pid_namespace, target, child)
+        # With hooks the child goes there by itself, later: they are not run in it (`hooks.py`).
+        mode = "host" if plan.hooks else plan.pid_namespace
+        return self._fork(stdio, mode, target, child)
 
     def exec(self, plan: ExecPlan, target: int) -> Birth:
         """Fork a further process of the container whose pidfd is `target`."""

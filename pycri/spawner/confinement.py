@@ -13,12 +13,12 @@ from functools import partial
 import msgspec
 
 from pycri.kernel import lsm, process, seccomp
+from pycri.model.hooks import OCI_VERSION, ContainerState
 from pycri.model.ids import TaskId
 from pycri.model.plan import ProcessPlan
 from pycri.model.seccomp import SeccompProgram
 from pycri.spawner.report import Report
 
-_OCI_VERSION = "1.1.0"
 _FD_NAME = "seccompFd"
 
 
@@ -82,16 +82,15 @@ def _state(program: SeccompProgram, container: TaskId, first: int | None, pid: i
     """
     return msgspec.json.encode(
         {
-            "ociVersion": _OCI_VERSION,
+            "ociVersion": OCI_VERSION,
             "fds": [_FD_NAME],
             "pid": pid,
             "metadata": program.listener_metadata,
-            "state": {
-                "ociVersion": _OCI_VERSION,
-                "id": container,
-                "status": "creating" if first is None else "running",
-                "pid": pid if first is None else first,
-                "bundle": "",
-            },
+            "state": ContainerState(
+                id=container,
+                status="creating" if first is None else "running",
+                pid=pid if first is None else first,
+                bundle="",
+            ),
         }
     )

@@ -5,6 +5,7 @@ By now the root is the container's: nothing may be imported, looked up or opened
 """
 
 import os
+from collections.abc import Callable
 from typing import NoReturn
 
 from pycri.errors import SetupFailed
@@ -24,8 +25,9 @@ def execute(
     report: Report,
     around: Surroundings,
     confinement: Confinement,
+    hooks: Callable[[], None] = lambda: None,
 ) -> NoReturn:
-    """Become the planned process. stdio: descriptors for 0, 1, 2.
+    """Become the planned process. stdio: descriptors for 0, 1, 2. hooks: run as its user.
 
     Raises: SetupFailed or OSError; the caller reports them.
     """
@@ -38,8 +40,9 @@ def execute(
     process.leave_keyring()
     report.doing("identity")
     _set_identity(plan, around.last_capability)
-    process.reset_signals()
     os.umask(0o022)
+    hooks()
+    process.reset_signals()
     env = dict(entry.partition(b"=")[::2] for entry in plan.env)
     programs = process.find_program(plan.args[0], os.fsdecode(env.get(b"PATH", b"")))
     if plan.seccomp is not None:

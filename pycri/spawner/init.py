@@ -7,6 +7,7 @@ and the kernel takes its namespaces and mounts with it.
 """
 
 import os
+from functools import partial
 from typing import NoReturn
 
 from pycri.kernel import (
@@ -24,6 +25,7 @@ from pycri.kernel.syscalls import Clone, setns, unshare
 from pycri.model.plan import CgroupPlan, ContainerPlan
 from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute, set_limits
+from pycri.spawner.hooks import HookRunner, run_in_container
 from pycri.spawner.mapped import MappedSources, enter, give_to_root
 from pycri.spawner.moving import choose_pid_namespace, go_on
 from pycri.spawner.report import Report
@@ -51,11 +53,8 @@ def start_container(
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
     confinement = Confinement.prepare(plan.process, plan.id, report)
-    for namespace in plan.namespaces:
-        report.doing(namespace)
-        namespaces.join(namespace.kind, namespace.path)
-    report.doing(f"new namespaces {' '.join(plan.new_namespaces)}")
-    namespaces.make_namespaces(plan.new_namespaces)
+    runner = HookRunner.start(plan.hooks, plan.id, report) if plan.hooks else None
+    _enter_namespaces(plan, report)
     if plan.log_path:
         report.doing(f"log {plan.log_path}")
         _make_log(plan.log_path)
@@ -64,15 +63,34 @@ def start_container(
 
     def finish() -> NoReturn:
         root_fd = apply_steps(plan.steps, trees, root, report)
+        if runner is not None:
+            runner.run(root_fd, report)
         ends = _open_terminal(root_fd, report) if plan.process.terminal else stdio
         _enter_root(plan, root_fd, mapped, ends, report)
-        execute(plan.process, ends, report, around, confinement)
+        execute(plan.process, ends, report, around, confinement, partial(_run_hooks, plan, report))
 
     set_limits(plan.process, around, report)
     if plan.pid_namespace == "join":
         choose_pid_namespace(target, report)
-        go_on(report, finish)
-    finish()
+    elif plan.pid_namespace == "new" and runner is not None:
+        namespaces.make_namespaces(("pid",))
+    else:
+        finish()
+    go_on(report, finish)
+
+
+def _enter_namespaces(plan: ContainerPlan, report: Report) -> None:
+    for namespace in plan.namespaces:
+        report.doing(namespace)
+        namespaces.join(namespace.kind, namespace.path)
+    report.doing(f"new namespaces {' '.join(plan.new_namespaces)}")
+    namespaces.make_namespaces(plan.new_namespaces)
+
+
+def _run_hooks(plan: ContainerPlan, report: Report) -> None:
+    if plan.hooks is not None:
+        report.doing("hooks")
+        run_in_container(plan.hooks, plan.id)
 
 
 def _enter_root(

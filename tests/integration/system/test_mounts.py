@@ -454,11 +454,10 @@ def test_a_mount_lies_in_a_volume_that_the_image_declares(
     assert output == "own\nflag\nok\n"
 
 
-def test_selinux_labels_are_left_alone_where_there_is_no_selinux(
+@pytest.mark.skipif(Path("/sys/fs/selinux/class").exists(), reason="this host has SELinux")
+def test_the_kubelets_wish_to_relabel_a_volume_is_none_where_there_is_no_selinux(
     node: Node, images: Images, tmp_path: Path
 ) -> None:
-    if Path("/sys/fs/selinux/class").exists():
-        pytest.skip("this host has SELinux")
     pod = node.run_pod("relabel")
     node.run_to_end(
         pod,

@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-from tests.world.daemon import Node, is_running, wait_until
+from tests.world.daemon import Node, is_running, refused, wait_until
 from tests.world.images import PATH, Images
 
 
@@ -266,3 +267,14 @@ def test_everything_in_a_container_ends_with_its_first_process(node: Node, image
     os.kill(first, 9)
     assert node.wait_exited(container).exit_code == 137
     wait_until(lambda: not any(map(is_running, children)), what="the children's end")
+
+
+@pytest.mark.skipif(Path("/sys/fs/selinux/class").exists(), reason="this host has SELinux")
+def test_a_selinux_label_is_refused_where_there_is_no_selinux(node: Node, images: Images) -> None:
+    label = {"selinux_options": {"level": "s0:c1,c2"}}
+    field = "config.linux.security_context.selinux_options"
+    with refused(grpc.StatusCode.UNIMPLEMENTED, field, "no SELinux"):
+        node.run_pod("labelled", security=label)
+    pod = node.run_pod("plain")
+    with refused(grpc.StatusCode.UNIMPLEMENTED, field, "no SELinux"):
+        node.create_container(pod, images["busybox"], security=label)

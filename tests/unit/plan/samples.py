@@ -101,6 +101,7 @@ def container_inputs(
         "layers": ("/var/lib/pycri/images/layers/2", "/var/lib/pycri/images/layers/1"),
         "upper": "/var/lib/pycri/containers/c/upper",
         "work": "/var/lib/pycri/containers/c/work",
+        "bundle": "/var/lib/pycri/containers/c/bundle",
         "user": User(uid=0, gid=0, groups=(0,)),
         "host": host_v2(),
         "cgroup_parent": "/pycri",

@@ -8,6 +8,7 @@ import pytest
 
 from pycri.errors import InvalidRequest, Unsupported
 from pycri.model.cdi import CdiChanges, CdiSpec, DeviceEdits
+from pycri.model.hooks import Hook
 from pycri.model.plan import BindMount, ContainerPlan, MakeDevice, MountFilesystem
 from pycri.model.security import User
 from pycri.plan.cdi import FoundDevice, check_spec, host_paths, merge_edits
@@ -125,8 +126,6 @@ def test_mounts_are_binds_by_their_options_and_take_others_places() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"hooks": [{"hookName": "createContainer", "path": "/usr/bin/x"}]},
-         "createContainer hook /usr/bin/x"),
         ({"intelRdt": {"closID": "x"}}, "intelRdt"),
         ({"deviceNodes": [{**NODE, "type": "p"}]}, "type 'p'"),
         ({"mounts": [{"hostPath": "/a", "containerPath": "/a", "type": "nfs"}]}, "type 'nfs'"),
@@ -137,6 +136,21 @@ def test_what_cannot_be_done_is_named(change: dict[str, Any], words: str) -> Non
         edits(change)
     assert words in str(caught.value)
     assert str(caught.value).startswith(f"{FIELD}: acme.org/gpu=0")
+
+
+def test_hooks_of_all_devices_are_run_and_prestart_ones_before_createruntime_ones() -> None:
+    def hook(name: str, path: str) -> dict[str, Any]:
+        return {"hooks": [{"hookName": name, "path": path, "args": ["x"], "env": ["A=b"]}]}
+
+    merged = edits(
+        hook("createRuntime", "/a"), hook("prestart", "/b"), shared=hook("poststop", "/c")
+    )
+    assert [hook.path for hook in merged.hooks.create_runtime] == ["/b", "/a"]
+    assert merged.hooks.poststop == (Hook(path="/c", args=("x",), env=("A=b",)),)
+    hooks = plan(merged).hooks
+    assert hooks is not None
+    assert hooks.hooks == merged.hooks
+    assert plan(edits({})).hooks is None
 
 
 def test_an_unknown_mount_option_is_named() -> None:
@@ -156,6 +170,14 @@ def test_an_unknown_mount_option_is_named() -> None:
         (spec({"deviceNodes": [{**NODE, "permissions": "x"}]}), "permissions 'x'"),
         (spec(shared={"mounts": [{"hostPath": "/a", "containerPath": "b"}]}), "'b' is not"),
         (spec(shared={"mounts": [{"hostPath": "/a", "containerPath": "/./"}]}), "root"),
+        (
+            spec({"hooks": [{"hookName": "atnight", "path": "/a"}]}),
+            "'atnight' is not among prestart",
+        ),
+        (spec({"hooks": [{"hookName": "poststop", "path": "a"}]}), "'a' is not an absolute path"),
+        (spec({"hooks": [{"hookName": "poststop", "path": "/a", "env": ["X"]}]}), "NAME=VALUE"),
+        (spec({"hooks": [{"hookName": "poststop", "path": "/a", "timeout": 0}]}), "not above 0"),
+        (spec({"hooks": [{"hookName": "poststop", "path": "/a", "args": ["\0"]}]}), "zero byte"),
     ],
 )
 def test_a_file_that_says_what_it_may_not_is_refused(file: CdiSpec, words: str) -> None:

@@ -8,12 +8,14 @@ import pytest
 
 from pycri.errors import Unsupported
 from pycri.model.container import Mount, Propagation
+from pycri.model.hooks import Hook, Hooks
 from pycri.model.host import HostFacts
 from pycri.model.image import ImageConfig
 from pycri.model.plan import (
     BindMount,
     ContainerPlan,
     DeviceRule,
+    HookPlan,
     JoinUserNamespace,
     MakeSymlink,
     MountImage,
@@ -230,6 +232,19 @@ def test_an_image_is_an_overlay_of_its_layers_and_a_part_of_one_is_refused() -> 
         render_plan(msgspec.structs.replace(plan, steps=(*plan.steps, part)))
 
 
+def test_hooks_are_rendered_by_when_they_are_run() -> None:
+    first, last = Hook(path="/first", args=("first", "a")), Hook(path="/last", args=("last",))
+    hooks = Hooks(create_runtime=(first,), poststop=(msgspec.structs.replace(last, timeout_s=3),))
+    plan = msgspec.structs.replace(
+        plan_container(container_inputs()), hooks=HookPlan(hooks=hooks, bundle="/b")
+    )
+    assert render_plan(plan)["hooks"] == {
+        "createRuntime": [{"path": "/first", "args": ["first", "a"], "env": list(first.env)}],
+        "poststop": [{"path": "/last", "args": ["last"], "env": list(last.env), "timeout": 3}],
+    }
+    assert "hooks" not in render_plan(plan_container(container_inputs()))
+
+
 def test_every_field_of_a_plan_is_known_to_the_renderer() -> None:
     """A new field must be rendered, or be named here as one that OCI has no part in."""
     assert set(ProcessPlan.__struct_fields__) == {
@@ -239,5 +254,5 @@ def test_every_field_of_a_plan_is_known_to_the_renderer() -> None:
     # id, stdin and log_path are the caller's; pid_target is Bundle.pid_namespace.
     assert set(ContainerPlan.__struct_fields__) == {
         "id", "cgroup", "pid_namespace", "pid_target", "namespaces", "new_namespaces", "steps",
-        "process", "stdin", "log_path", "user_namespace",
+        "process", "stdin", "log_path", "user_namespace", "hooks",
     }  # fmt: skip
