@@ -14,7 +14,7 @@ The program tries the rules in order; the first that fits allows; none denies.
 import os
 import struct
 
-from pycri.kernel.syscalls import bpf_prog_attach, bpf_prog_load
+from pycri.kernel.bpf import bpf_prog_attach, bpf_prog_load
 from pycri.model.plan import DeviceRule
 
 _PROG_TYPE_CGROUP_DEVICE = 15

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System calls that the standard library lacks. The only user of ctypes.
+"""System calls that the standard library lacks; those of bpf(2) are in `bpf.py`.
 
-Prototypes are declared once, here, at import. A wrapper is one call plus `_check`, arguments in
-the man page's order. Every failure is an OSError whose `filename` is the path, where there is one.
+Prototypes are declared once, at import. A wrapper is one call plus `check`, arguments in the man
+page's order. Every failure is an OSError whose `filename` is the path, where there is one.
 Numbers are those of the unified table (asm-generic), the same on x86-64 and arm64.
 """
 
 from __future__ import annotations
 
-import ctypes  # noqa: TID251 - this is its one home
+import ctypes  # noqa: TID251 - one of its three homes
 import enum
 import errno
 import os
+
+from pycri.kernel.foreign import check, prototype, syscall
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -25,64 +27,37 @@ _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 _int, _uint, _ulong, _char_p = ctypes.c_int, ctypes.c_uint, ctypes.c_ulong, ctypes.c_char_p
 _size, _long, _void_p = ctypes.c_size_t, ctypes.c_long, ctypes.c_void_p
 
+_unshare = prototype("unshare", _int, _int)
+_setns = prototype("setns", _int, _int, _int)
+_mount = prototype("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
+_umount2 = prototype("umount2", _int, _char_p, _int)
+_fstatfs = prototype("fstatfs", _int, _int, _void_p)
+_syncfs = prototype("syncfs", _int, _int)
+_tee = prototype("tee", ctypes.c_ssize_t, _int, _int, _size, _uint)
+_prctl = prototype("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
+_sethostname = prototype("sethostname", _int, _char_p, _size)
+_ioctl = prototype("ioctl", _int, _int, _ulong, _void_p)
+_setfsuid = prototype("setfsuid", _int, _uint)
+_setfsgid = prototype("setfsgid", _int, _uint)
 
-def _prototype(name: str, result: type, *arguments: type) -> ctypes._NamedFuncPointer:
-    function = getattr(_libc, name)
-    function.restype = result
-    function.argtypes = arguments
-    return function  # type: ignore[no-any-return]
-
-
-_unshare = _prototype("unshare", _int, _int)
-_setns = _prototype("setns", _int, _int, _int)
-_mount = _prototype("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
-_umount2 = _prototype("umount2", _int, _char_p, _int)
-_fstatfs = _prototype("fstatfs", _int, _int, _void_p)
-_syncfs = _prototype("syncfs", _int, _int)
-_tee = _prototype("tee", ctypes.c_ssize_t, _int, _int, _size, _uint)
-_prctl = _prototype("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
-_sethostname = _prototype("sethostname", _int, _char_p, _size)
-_ioctl = _prototype("ioctl", _int, _int, _ulong, _void_p)
-_setfsuid = _prototype("setfsuid", _int, _uint)
-_setfsgid = _prototype("setfsgid", _int, _uint)
-
-# One foreign function per number: variadic syscall(2) needs argument types that differ.
-_syscall_address = ctypes.cast(_libc.syscall, _void_p).value or 0
-
-
-def _syscall(*arguments: type) -> ctypes._CFunctionType:
-    return ctypes.CFUNCTYPE(_long, _long, *arguments, use_errno=True)(_syscall_address)
-
-
-_open_tree = _syscall(_int, _char_p, _uint)
-_move_mount = _syscall(_int, _char_p, _int, _char_p, _uint)
-_fsopen = _syscall(_char_p, _uint)
-_fsconfig = _syscall(_int, _uint, _char_p, _char_p, _int)
-_fsmount = _syscall(_int, _uint, _uint)
-_openat2 = _syscall(_int, _char_p, _void_p, _size)
-_mount_setattr = _syscall(_int, _char_p, _uint, _void_p, _size)
-_pivot_root = _syscall(_char_p, _char_p)
-_keyctl = _syscall(_int, _ulong)
-_bpf = _syscall(_int, _void_p, _uint)
-_seccomp = _syscall(_uint, _uint, _void_p)
-_capset = _prototype("capset", _int, _void_p, _void_p)
+_open_tree = syscall(_int, _char_p, _uint)
+_move_mount = syscall(_int, _char_p, _int, _char_p, _uint)
+_fsopen = syscall(_char_p, _uint)
+_fsconfig = syscall(_int, _uint, _char_p, _char_p, _int)
+_fsmount = syscall(_int, _uint, _uint)
+_openat2 = syscall(_int, _char_p, _void_p, _size)
+_mount_setattr = syscall(_int, _char_p, _uint, _void_p, _size)
+_pivot_root = syscall(_char_p, _char_p)
+_keyctl = syscall(_int, _ulong)
+_seccomp = syscall(_uint, _uint, _void_p)
+_capset = prototype("capset", _int, _void_p, _void_p)
 
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]
 _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
-
-
-def _check(result: int, path: str | None = None) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return result
 
 
 class Clone(enum.IntFlag):
@@ -99,12 +74,12 @@ class Clone(enum.IntFlag):
 
 def unshare(flags: Clone) -> None:
     """unshare(2). Needs CAP_SYS_ADMIN."""
-    _check(_unshare(flags))
+    check(_unshare(flags))
 
 
 def setns(fd: int, flags: Clone) -> None:
     """setns(2): join the namespace, or those of a pidfd's process; borrows `fd`."""
-    _check(_setns(fd, flags))
+    check(_setns(fd, flags))
 
 
 class MountFlag(enum.IntFlag):
@@ -126,7 +101,7 @@ def mount(source: str, target: str, filesystem: str, flags: MountFlag, data: str
     result = _mount(
         os.fsencode(source), os.fsencode(target), os.fsencode(filesystem), flags, os.fsencode(data)
     )
-    _check(result, target)
+    check(result, target)
 
 
 MNT_DETACH = 2
@@ -135,7 +110,7 @@ UMOUNT_NOFOLLOW = 8
 
 def umount2(target: str, flags: int = 0) -> None:
     """umount(2) with flags."""
-    _check(_umount2(os.fsencode(target), flags), target)
+    check(_umount2(os.fsencode(target), flags), target)
 
 
 OPEN_TREE_CLONE = 1
@@ -144,7 +119,7 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 
 def open_tree(dirfd: int, path: str, flags: int) -> int:
     """open_tree(2). Returns a descriptor of the (cloned) tree, caller closes."""
-    return _check(_open_tree(_SYS_OPEN_TREE, dirfd, os.fsencode(path), flags), path)
+    return check(_open_tree(_SYS_OPEN_TREE, dirfd, os.fsencode(path), flags), path)
 
 
 MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -154,12 +129,12 @@ MOVE_MOUNT_T_EMPTY_PATH = 0x40
 def move_mount(from_dirfd: int, from_path: str, to_dirfd: int, to_path: str, flags: int) -> None:
     """move_mount(2)."""
     source, target = os.fsencode(from_path), os.fsencode(to_path)
-    _check(_move_mount(_SYS_MOVE_MOUNT, from_dirfd, source, to_dirfd, target, flags), to_path)
+    check(_move_mount(_SYS_MOVE_MOUNT, from_dirfd, source, to_dirfd, target, flags), to_path)
 
 
 def fsopen(filesystem: str) -> int:
     """fsopen(2), close-on-exec. Returns a file system context, caller closes."""
-    return _check(_fsopen(_SYS_FSOPEN, os.fsencode(filesystem), 1), filesystem)
+    return check(_fsopen(_SYS_FSOPEN, os.fsencode(filesystem), 1), filesystem)
 
 
 class FsConfig(enum.IntEnum):
@@ -174,7 +149,7 @@ def fsconfig(fd: int, command: FsConfig, key: str | None, value: str | None) -> 
     """fsconfig(2); string values are limited to 255 bytes by the kernel."""
     encoded_key = None if key is None else os.fsencode(key)
     encoded_value = None if value is None else os.fsencode(value)
-    _check(_fsconfig(_SYS_FSCONFIG, fd, command, encoded_key, encoded_value, 0), key)
+    check(_fsconfig(_SYS_FSCONFIG, fd, command, encoded_key, encoded_value, 0), key)
 
 
 class MountAttr(enum.IntFlag):
@@ -189,7 +164,7 @@ class MountAttr(enum.IntFlag):
 
 def fsmount(fd: int, attributes: MountAttr) -> int:
     """fsmount(2), close-on-exec. Returns a detached mount, caller closes."""
-    return _check(_fsmount(_SYS_FSMOUNT, fd, 1, attributes))
+    return check(_fsmount(_SYS_FSMOUNT, fd, 1, attributes))
 
 
 class _MountAttributes(ctypes.Structure):
@@ -222,7 +197,7 @@ def mount_setattr_idmap(dirfd: int, path: str, flags: int, userns_fd: int) -> No
 def _change_mount(dirfd: int, path: str, flags: int, change: _MountAttributes) -> None:
     encoded, size = os.fsencode(path), ctypes.sizeof(change)
     change_ref = ctypes.byref(change)
-    _check(_mount_setattr(_SYS_MOUNT_SETATTR, dirfd, encoded, flags, change_ref, size), path)
+    check(_mount_setattr(_SYS_MOUNT_SETATTR, dirfd, encoded, flags, change_ref, size), path)
 
 
 class _Statfs(ctypes.Structure):
@@ -237,7 +212,7 @@ def filesystem_type(fd: int) -> int:
     """fstatfs(2): the magic number of the file system that `fd` lies on, such as
     PROC_SUPER_MAGIC; borrows `fd`, which may be an O_PATH one."""
     status = _Statfs()
-    _check(_fstatfs(fd, ctypes.byref(status)))
+    check(_fstatfs(fd, ctypes.byref(status)))
     return int(status.f_type)
 
 
@@ -264,28 +239,28 @@ def openat2(dirfd: int, path: str, flags: int, mode: int, resolve: Resolve) -> i
     """openat2(2). Returns a descriptor, caller closes; O_CLOEXEC must be asked for."""
     how = _OpenHow(flags, mode, resolve)
     result = _openat2(_SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-    return _check(result, path)
+    return check(result, path)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """pivot_root(2)."""
-    _check(_pivot_root(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
+    check(_pivot_root(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
 
 
 def join_session_keyring() -> None:
     """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING without a name: a new, empty one."""
-    _check(_keyctl(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, 0))
+    check(_keyctl(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, 0))
 
 
 def sethostname(name: str) -> None:
     """sethostname(2), in the caller's uts namespace."""
     encoded = os.fsencode(name)
-    _check(_sethostname(encoded, len(encoded)))
+    check(_sethostname(encoded, len(encoded)))
 
 
 def syncfs(fd: int) -> None:
     """syncfs(2): write back the whole file system that `fd` is on; borrows it."""
-    _check(_syncfs(fd))
+    check(_syncfs(fd))
 
 
 SPLICE_F_NONBLOCK = 2
@@ -293,12 +268,12 @@ SPLICE_F_NONBLOCK = 2
 
 def tee(fd_in: int, fd_out: int, length: int, flags: int) -> int:
     """tee(2): duplicate up to `length` bytes between pipes. Returns how many."""
-    return _check(_tee(fd_in, fd_out, length, flags))
+    return check(_tee(fd_in, fd_out, length, flags))
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
     """prctl(2), for the options python-prctl does not know."""
-    return _check(_prctl(option, arg2, arg3, 0, 0))
+    return check(_prctl(option, arg2, arg3, 0, 0))
 
 
 def setfsuid(uid: int) -> None:
@@ -337,7 +312,7 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
         for shift in (0, 32)
     )
     data = (_CapabilityData * 2)(*halves)
-    _check(_capset(ctypes.byref(header), data))
+    check(_capset(ctypes.byref(header), data))
 
 
 class _SockFprog(ctypes.Structure):
@@ -352,48 +327,7 @@ def seccomp_set_filter(flags: int, instructions: bytes) -> int:
     """seccomp(2) SECCOMP_SET_MODE_FILTER. Returns 0, or with the flag NEW_LISTENER a descriptor."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
     program = _SockFprog(len(instructions) // 8, ctypes.addressof(code))
-    return _check(_seccomp(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program)))
-
-
-class _BpfProgLoad(ctypes.Structure):
-    # the first members of union bpf_attr for BPF_PROG_LOAD; the rest is zero
-    _fields_ = (
-        ("prog_type", ctypes.c_uint32),
-        ("insn_cnt", ctypes.c_uint32),
-        ("insns", ctypes.c_uint64),
-        ("license", ctypes.c_uint64),
-        ("unused", ctypes.c_uint8 * 104),
-    )
-
-
-class _BpfProgAttach(ctypes.Structure):
-    _fields_ = (
-        ("target_fd", ctypes.c_uint32),
-        ("attach_bpf_fd", ctypes.c_uint32),
-        ("attach_type", ctypes.c_uint32),
-        ("attach_flags", ctypes.c_uint32),
-        ("unused", ctypes.c_uint8 * 112),
-    )
-
-
-_BPF_PROG_LOAD = 5
-_BPF_PROG_ATTACH = 8
-
-
-def bpf_prog_load(prog_type: int, instructions: bytes) -> int:
-    """bpf(2) BPF_PROG_LOAD, close-on-exec. Returns the program's descriptor, caller closes."""
-    code = ctypes.create_string_buffer(instructions, len(instructions))
-    licence = ctypes.create_string_buffer(b"Apache-2.0")
-    attributes = _BpfProgLoad(
-        prog_type, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence)
-    )
-    return _check(_bpf(_SYS_BPF, _BPF_PROG_LOAD, ctypes.byref(attributes), 128))
-
-
-def bpf_prog_attach(target_fd: int, program_fd: int, attach_type: int, flags: int) -> None:
-    """bpf(2) BPF_PROG_ATTACH: to a group's folder; borrows both descriptors."""
-    attributes = _BpfProgAttach(target_fd, program_fd, attach_type, flags)
-    _check(_bpf(_SYS_BPF, _BPF_PROG_ATTACH, ctypes.byref(attributes), 128))
+    return check(_seccomp(_SYS_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program)))
 
 
 class _PidfdInfo(ctypes.Structure):
@@ -420,5 +354,5 @@ def pidfd_exit_status(pidfd: int) -> int | None:
     Source: ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT, include/uapi/linux/pidfd.h.
     """
     info = _PidfdInfo(mask=_PIDFD_INFO_EXIT)
-    _check(_ioctl(pidfd, _PIDFD_GET_INFO, ctypes.byref(info)))
+    check(_ioctl(pidfd, _PIDFD_GET_INFO, ctypes.byref(info)))
     return int(info.exit_code) if info.mask & _PIDFD_INFO_EXIT else None
