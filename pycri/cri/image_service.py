@@ -2,7 +2,10 @@
 """ImageService, and pycri's own Node service beside it. RPCs not here answer UNIMPLEMENTED."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import grpc  # noqa: TID251  the edge is its home
 
@@ -13,7 +16,10 @@ from pycri.cri.api.node_v1_pb2_grpc import NodeServicer
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceServicer
 from pycri.cri.application import Images
 from pycri.cri.decode import fields
-from pycri.cri.decode.image import decode_auth, decode_image_spec
+from pycri.cri.decode.image import decode_auth, decode_image_spec, decode_login
+from pycri.images.progress import LayerProgress
+
+_PROGRESS_INTERVAL_S: Final = 0.1
 
 Context = grpc.aio.ServicerContext[object, object]
 
@@ -83,3 +89,32 @@ class NodeService(NodeServicer):
         path = Path(fields.absolute(request.path, "path"))
         image = await self._images.import_layout(path, fields.word(request.name, "name"))
         return node_pb.ImportImageResponse(image_ref=image.id)
+
+    async def WatchPull(
+        self, request: node_pb.WatchPullRequest, context: Context
+    ) -> AsyncIterator[node_pb.PullProgress]:
+        """Pull, telling how far it is; a client that goes away leaves the pull."""
+        name = fields.word(request.name, "name")
+        auth = decode_login(request.username, request.password)
+        shown: tuple[LayerProgress, ...] = ()
+        pull = asyncio.create_task(self._images.pull(name, auth))
+        try:
+            while not pull.done():
+                await asyncio.wait([pull], timeout=_PROGRESS_INTERVAL_S)
+                layers = self._images.pull_progress(name, auth)
+                if layers not in ((), shown):
+                    shown = layers
+                    yield node_pb.PullProgress(layers=map(_encode_progress, layers))
+            yield node_pb.PullProgress(image_ref=(await pull).id)
+        finally:
+            pull.cancel()
+            await asyncio.wait([pull])
+
+
+def _encode_progress(layer: LayerProgress) -> node_pb.LayerProgress:
+    return node_pb.LayerProgress(
+        digest=layer.digest,
+        size_bytes=layer.size_bytes,
+        received_bytes=layer.received_bytes,
+        state=node_pb.LayerProgress.State.Value(layer.state.upper()),
+    )

@@ -18,7 +18,7 @@ import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import grpc  # noqa: TID251  the edge is its home
@@ -43,6 +43,7 @@ _CANCELLED_WITH_CLIENT = ("PullImage", "ExecSync")
 _log = Log("cri")
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
+StreamBehaviour = Callable[[Any, Any], AsyncIterator[Any]]
 
 
 class Failure:
@@ -79,7 +80,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # not g
         method = handler_call_details.method.rpartition("/")[2]
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _unserved_stream(method),
+                _wrap_stream(method, handler.unary_stream),
                 request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
@@ -128,9 +129,31 @@ def _unserved(method: str) -> Behaviour:
     return call
 
 
-def _unserved_stream(method: str) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _wrap_stream(method: str, behaviour: StreamBehaviour) -> StreamBehaviour:
+    """Return the stream with everything around it; it ends with its client."""
+    served = behaviour if inspect.isasyncgenfunction(behaviour) else _unserved_stream(method)
+
     async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented yet")
+        request_id.set(secrets.token_hex(4))
+        start, fields = time.monotonic(), _subject(request)
+        try:
+            async with aclosing(served(request, context)) as items:  # type: ignore[type-var]
+                async for item in items:
+                    yield item
+        except (asyncio.CancelledError, GeneratorExit):
+            _log.info("stream cancelled", method=method, ms=_since(start), **fields)
+            raise
+        except Exception as error:  # noqa: BLE001  the RPC edge: nothing may pass it unanswered
+            failure = _refused(error, method, start, fields)
+            await context.abort(failure.code, failure.message)
+        _write(method, "stream", {"ms": _since(start), **fields})
+
+    return call
+
+
+def _unserved_stream(method: str) -> StreamBehaviour:
+    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+        raise Unsupported(f"{method} is not implemented yet")
         yield
 
     return call
@@ -146,15 +169,20 @@ async def _perform(method: str, behaviour: Behaviour, request: Any, context: Any
         _log.info("call cancelled", method=method, ms=_since(start), **fields)
         raise
     except Exception as error:  # noqa: BLE001  the RPC edge: nothing may pass it unanswered
-        failure = Failure(error)
-        outcome = {"code": failure.code.name, "error": failure.message}
-        if failure.code is grpc.StatusCode.INTERNAL:
-            _log.exception("call failed", error, method=method, ms=_since(start), **fields)
-        else:
-            _write(method, "call refused", {"ms": _since(start), **fields, **outcome})
-        return failure
+        return _refused(error, method, start, fields)
     _write(method, "call", {"ms": _since(start), **fields, **_subject(response)})
     return response
+
+
+def _refused(error: Exception, method: str, start: float, fields: dict[str, Field]) -> Failure:
+    """Log the one line of a call that failed."""
+    failure = Failure(error)
+    outcome = {"code": failure.code.name, "error": failure.message}
+    if failure.code is grpc.StatusCode.INTERNAL:
+        _log.exception("call failed", error, method=method, ms=_since(start), **fields)
+    else:
+        _write(method, "call refused", {"ms": _since(start), **fields, **outcome})
+    return failure
 
 
 def _write(method: str, event: str, fields: dict[str, Field]) -> None:

@@ -13,6 +13,7 @@ from pycri.cri.image_service import ImageService, NodeService
 from pycri.cri.runtime_service import RuntimeService
 from pycri.cri.server import serving
 from pycri.errors import NotFound, RegistryUnavailable, WrongState
+from pycri.images.progress import LayerProgress
 from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState, ExecResult
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, ImageId, PodId
@@ -159,6 +160,11 @@ class FakeNode:
 
 class FakeImages:
     image = Image(id=IMAGE, size_bytes=1, config=ImageConfig(), architecture="amd64")
+    progress: tuple[LayerProgress, ...] = ()
+    pulling: asyncio.Event | None = None
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
 
     def images(self) -> list[Image]:
         return [self.image]
@@ -170,7 +176,16 @@ class FakeImages:
         if name == "down":
             raise RegistryUnavailable("example.test: refused")
         assert auth is None or auth.password == "hunter2"
+        if self.pulling:
+            try:
+                await self.pulling.wait()
+            except asyncio.CancelledError:
+                self.left.set()
+                raise
         return self.image
+
+    def pull_progress(self, name: str, auth: RegistryAuth | None) -> tuple[LayerProgress, ...]:
+        return self.progress
 
     async def remove(self, name: str) -> None: ...
 

@@ -42,6 +42,16 @@ def decode_auth(message: pb.PullImageRequest) -> RegistryAuth | None:
     return decoded if auth.ByteSize() else None
 
 
+def decode_login(username: str, password: str) -> RegistryAuth | None:
+    """Return the credentials of a person at the node; None where there is no user name."""
+    if not username:
+        return None
+    return RegistryAuth(
+        username=fields.one_line(username, "username"),
+        password=fields.one_line(password, "password"),
+    )
+
+
 def _split_basic(text: str, path: str) -> tuple[str, str]:
     """Return user and password of base64("user:password")."""
     try:

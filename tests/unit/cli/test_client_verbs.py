@@ -118,6 +118,25 @@ def test_images_are_listed_imported_and_removed(socket_path: str) -> None:
     assert run(socket_path, "image", "rm", "app").exit_code == 0
 
 
+def test_a_pull_prints_the_id_and_nothing_else_to_stdout(socket_path: str) -> None:
+    result = run(socket_path, "pull", "app:1")
+    assert (result.stdout, result.exit_code) == (f"{IMAGE}\n", 0)
+
+
+def test_credentials_come_from_the_environment_or_from_who_types_them(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = CliRunner().invoke(
+        main, ["pull", "app:1", "--creds", "--socket", socket_path], input="kim\nhunter2\n"
+    )
+    assert (typed.exit_code, typed.stdout) == (0, f"{IMAGE}\n")
+    monkeypatch.setenv("PYCRI_CREDENTIALS", "kim:hunter2")
+    assert run(socket_path, "pull", "app:1", "--creds").stdout == f"{IMAGE}\n"
+    monkeypatch.setenv("PYCRI_CREDENTIALS", "kim")
+    result = run(socket_path, "pull", "app:1", "--creds")
+    assert result.exit_code == 2 and "not of the form user:password" in result.stderr
+
+
 def test_the_daemons_refusal_is_shown_with_its_code(socket_path: str) -> None:
     result = run(socket_path, "image", "import", "/", "two words")
     assert result.exit_code == 1

@@ -19,6 +19,8 @@ from pycri.cri.api import node_v1_pb2, node_v1_pb2_grpc
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from pycri.errors import PycriError
+from pycri.images.progress import LayerProgress
+from pycri.model.ids import Digest
 from tests.world.fake_application import POD, FakeDaemon
 
 WAIT_S = 10
@@ -346,5 +348,51 @@ def test_changes_of_resources_reach_the_application_and_errors_name_the_field(pa
         pod.resources.oom_score_adj = 5000
         code, message = await failure(stub.UpdatePodSandboxResources(pod))
         assert message.startswith("resources.oom_score_adj: ")
+
+    play(path, scene)
+
+
+LAYER = LayerProgress(
+    digest=Digest("sha256:" + "d" * 64), size_bytes=10, received_bytes=4, state="fetching"
+)
+
+
+def test_a_pull_tells_how_far_it_is_and_then_which_image_it_was(path: str) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        world.images.pulling, world.images.progress = asyncio.Event(), (LAYER,)
+        request = node_v1_pb2.WatchPullRequest(name="app:1", username="kim", password="hunter2")
+        messages: Any = aiter(node_v1_pb2_grpc.NodeStub(channel).WatchPull(request))
+        first = await anext(messages)
+        assert [(layer.digest, layer.received_bytes) for layer in first.layers] == [
+            (LAYER.digest, 4)
+        ]
+        assert first.layers[0].state == node_v1_pb2.LayerProgress.FETCHING and not first.image_ref
+        world.images.pulling.set()
+        assert [message.image_ref async for message in messages] == [world.images.image.id]
+
+    play(path, scene)
+
+
+def test_who_watches_no_more_leaves_the_pull(path: str) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        world.images.pulling, world.images.progress = asyncio.Event(), (LAYER,)
+        messages = node_v1_pb2_grpc.NodeStub(channel).WatchPull(
+            node_v1_pb2.WatchPullRequest(name="app:1")
+        )
+        await messages.read()
+        messages.cancel()
+        await world.images.left.wait()
+
+    play(path, scene)
+
+
+def test_a_stream_that_fails_has_its_code_and_message(path: str) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        request = node_v1_pb2.WatchPullRequest(name="down")
+        messages = node_v1_pb2_grpc.NodeStub(channel).WatchPull(request)
+        assert await failure(messages.read()) == (
+            grpc.StatusCode.UNKNOWN,
+            "RegistryUnavailable: example.test: refused",
+        )
 
     play(path, scene)
