@@ -41,7 +41,9 @@ from pycri.pods.node import Node
 from pycri.pods.planning import Planner
 from pycri.pods.recovery import Recovery
 from pycri.pods.sandboxes import Sandboxes
+from pycri.pods.stats import Stats
 from pycri.pods.updates import Updates
+from pycri.pods.usage import LayerUsage
 from pycri.pods.watch import ExitWatch
 from pycri.runtimes import launch
 from pycri.runtimes.client import SpawnerClient
@@ -61,6 +63,8 @@ class Application:
     execs: Execs
     images: ImageStore
     node: Node
+    stats: Stats
+    layers: LayerUsage
     network: PodNetwork
     spawner: SpawnerClient
     recovery: Recovery
@@ -167,6 +171,7 @@ async def _connect(
         except Unavailable as error:
             _log.error("containers run without AppArmor", error=str(error))
     await recovery.recover(database)
+    layers = LayerUsage(foundation.catalogue, foundation.layout)
     return Application(
         sandboxes=sandboxes,
         containers=containers,
@@ -174,6 +179,8 @@ async def _connect(
         execs=Execs(foundation, planner),
         images=images,
         node=Node(foundation, network),
+        stats=Stats(foundation, layers),
+        layers=layers,
         network=network,
         spawner=spawner,
         recovery=recovery,
@@ -193,16 +200,22 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with _application(settings, host, spawner_socket) as app:
-        runtime = RuntimeService(app.sandboxes, app.containers, app.updates, app.execs, app.node)
+        runtime = RuntimeService(
+            app.sandboxes, app.containers, app.updates, app.execs, app.node, app.stats
+        )
         images, node = ImageService(app.images), NodeService(app.images)
         async with serving(settings.socket_path, runtime, images, node):
-            watching = asyncio.create_task(app.recovery.watch())
+            watches = (app.recovery.watch(), app.stats.watch(), app.layers.watch())
+            watching = [asyncio.create_task(watch) for watch in watches]
             _notify("READY=1")
             _log.info("ready", socket=settings.socket_path, spawner=app.spawner.pid)
             await stop.wait()
             _notify("STOPPING=1")
             _log.info("stopping")
-            watching.cancel()
+            for task in watching:
+                task.cancel()
+            app.layers.close()
+            app.stats.close()
 
 
 async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:

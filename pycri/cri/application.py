@@ -15,6 +15,7 @@ from pycri.model.ids import ContainerId, PodId
 from pycri.model.image import FilesystemUsage, Image, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
 from pycri.model.resources import Resources
+from pycri.model.stats import ContainerStats, PodStats
 
 
 class Sandboxes(Protocol):
@@ -63,6 +64,19 @@ class Execs(Protocol):
     async def exec_sync(
         self, container_id: str, command: tuple[str, ...], timeout_s: int
     ) -> ExecResult: ...
+
+
+class Stats(Protocol):
+    """The lists leave out containers that have ended and pods that are not ready."""
+
+    async def container(self, container_id: str) -> ContainerStats: ...
+    async def containers(
+        self, *, id_prefix: str = "", pod_prefix: str = "", labels: Mapping[str, str] = ...
+    ) -> Sequence[ContainerStats]: ...
+    async def pod(self, pod_id: str) -> PodStats: ...
+    async def pods(
+        self, *, id_prefix: str = "", labels: Mapping[str, str] = ...
+    ) -> Sequence[PodStats]: ...
 
 
 class Node(Protocol):

@@ -9,7 +9,6 @@ from typing import Final
 
 import grpc  # noqa: TID251  the edge is its home
 
-from pycri.cri import encode
 from pycri.cri.api import node_v1_pb2 as node_pb
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.node_v1_pb2_grpc import NodeServicer
@@ -17,6 +16,7 @@ from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceServicer
 from pycri.cri.application import Images
 from pycri.cri.decode import fields
 from pycri.cri.decode.image import decode_auth, decode_image_spec, decode_login
+from pycri.cri.encode import records as encode
 from pycri.images.progress import LayerProgress
 
 _PROGRESS_INTERVAL_S: Final = 0.1

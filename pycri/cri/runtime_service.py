@@ -5,20 +5,20 @@
 import grpc  # noqa: TID251  the edge is its home
 
 from pycri import __version__
-from pycri.cri import encode
 from pycri.cri.api import runtime_v1_pb2 as pb
-from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
-from pycri.cri.application import Containers, Execs, Node, Sandboxes, Updates
+from pycri.cri.application import Containers, Execs, Node, Sandboxes, Stats, Updates
 from pycri.cri.decode import request as decode
 from pycri.cri.decode.container import decode_container_spec
 from pycri.cri.decode.handlers import RUNTIME_HANDLERS
 from pycri.cri.decode.pod import decode_pod_spec
 from pycri.cri.decode.resources import decode_resources
+from pycri.cri.encode import records as encode
+from pycri.cri.observation import ObservationService
 
 Context = grpc.aio.ServicerContext[object, object]
 
 
-class RuntimeService(RuntimeServiceServicer):
+class RuntimeService(ObservationService):
     """Pods, containers and the node."""
 
     def __init__(
@@ -28,7 +28,9 @@ class RuntimeService(RuntimeServiceServicer):
         updates: Updates,
         execs: Execs,
         node: Node,
+        stats: Stats,
     ) -> None:
+        super().__init__(stats)
         self._sandboxes = sandboxes
         self._containers = containers
         self._updates = updates

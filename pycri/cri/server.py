@@ -35,7 +35,8 @@ MAX_MESSAGE_BYTES = 16 << 20
 SOCKET_MODE = 0o660
 
 _READING = re.compile(
-    r"Version|Status|RuntimeConfig|(PodSandbox|Container|Image)(Status|Stats)|ImageFsInfo|List\w+"
+    r"Version|Status|RuntimeConfig|(PodSandbox|Container|Image)(Status|Stats)|ImageFsInfo"
+    r"|(List|Stream)\w+"
 )
 """Calls that change nothing."""
 _CANCELLED_WITH_CLIENT = ("PullImage", "ExecSync")

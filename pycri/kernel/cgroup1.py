@@ -3,9 +3,12 @@
 
 import os
 import signal
+import time
+from collections.abc import Mapping
 
-from pycri.kernel import cgroups
+from pycri.kernel import cgroups, counters
 from pycri.model.plan import DeviceRule
+from pycri.model.stats import CpuUsage, GroupUsage, MemoryUsage, SwapUsage
 
 
 def create(directory: str) -> None:
@@ -73,6 +76,59 @@ def kill(directory: str) -> None:
 def oom_kills(memory: str) -> int:
     """Return how often the kernel killed a process of this memory group for lack of memory."""
     return cgroups.read_counter(f"{memory}/memory.oom_control", "oom_kill")
+
+
+def read_usage(directories: Mapping[str, str]) -> GroupUsage:
+    """Read what a group uses. directories: its own in the hierarchy of each controller.
+
+    Numbers of memory.stat are those with the groups below ("memory.rst", 5.2). Version 1 knows no
+    pressure.
+    """
+    now_ns = time.time_ns()
+    used_ns = read_cpu_ns(directories.get("cpuacct", ""))
+    memory = directories.get("memory", "")
+    used, stat = counters.read(f"{memory}/memory.usage_in_bytes"), _read_stat(memory)
+    limit = counters.read(f"{memory}/memory.limit_in_bytes")
+    if used is None or limit is None or not stat:
+        return GroupUsage(timestamp_ns=now_ns, cpu=_cpu(used_ns))
+    limit_bytes = counters.parse_limit(limit)
+    return GroupUsage(
+        timestamp_ns=now_ns,
+        cpu=_cpu(used_ns),
+        memory=MemoryUsage(
+            used_bytes=int(used),
+            limit_bytes=limit_bytes,
+            inactive_file_bytes=stat.get("total_inactive_file", 0),
+            rss_bytes=stat.get("total_rss", 0),
+            page_faults=stat.get("total_pgfault", 0),
+            major_page_faults=stat.get("total_pgmajfault", 0),
+        ),
+        swap=_read_swap(memory, limit_bytes, stat.get("total_swap")),
+    )
+
+
+def read_cpu_ns(directory: str) -> int | None:
+    """Read the CPU time a group has used; None if it is not there."""
+    return counters.read_number(f"{directory}/cpuacct.usage")
+
+
+def _read_stat(memory: str) -> dict[str, int]:
+    return counters.parse_numbers(counters.read(f"{memory}/memory.stat") or "")
+
+
+def _cpu(used_ns: int | None) -> CpuUsage | None:
+    return None if used_ns is None else CpuUsage(used_ns=used_ns)
+
+
+def _read_swap(memory: str, limit_bytes: int | None, used_bytes: int | None) -> SwapUsage | None:
+    """Both limits are of memory and of memory plus swap: the difference is that of swap alone."""
+    if used_bytes is None:
+        return None  # no accounting of swap
+    text = counters.read(f"{memory}/memory.memsw.limit_in_bytes")
+    both_bytes = counters.parse_limit(text) if text else None
+    if both_bytes is None or limit_bytes is None:
+        return SwapUsage(used_bytes=used_bytes, limit_bytes=None)
+    return SwapUsage(used_bytes=used_bytes, limit_bytes=max(0, both_bytes - limit_bytes))
 
 
 def _kill_all(directory: str) -> None:

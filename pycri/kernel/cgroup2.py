@@ -2,8 +2,10 @@
 """Control groups, version 2 (Documentation/admin-guide/cgroup-v2.rst)."""
 
 import os
+import time
 
-from pycri.kernel import cgroups
+from pycri.kernel import cgroups, counters
+from pycri.model.stats import CpuUsage, GroupUsage, MemoryUsage, Pressure, SwapUsage
 
 
 def create(directory: str, root: str, controllers: tuple[str, ...]) -> None:
@@ -35,6 +37,61 @@ def kill(directory: str) -> None:
 def oom_kills(directory: str) -> int:
     """Return how often the kernel killed a process of this group for lack of memory."""
     return cgroups.read_counter(f"{directory}/memory.events", "oom_kill")
+
+
+def read_usage(directory: str) -> GroupUsage:
+    """Read what a group and those below it use."""
+    return GroupUsage(
+        timestamp_ns=time.time_ns(),
+        cpu=_read_cpu(directory),
+        memory=_read_memory(directory),
+        swap=_read_swap(directory),
+        io_pressure=_read_pressure(directory, "io"),
+    )
+
+
+def read_cpu_ns(directory: str) -> int | None:
+    """Read the CPU time a group has used; None if it is not there."""
+    text = counters.read(f"{directory}/cpu.stat")
+    return None if text is None else counters.parse_numbers(text)["usage_usec"] * 1000
+
+
+def _read_cpu(directory: str) -> CpuUsage | None:
+    used_ns = read_cpu_ns(directory)
+    if used_ns is None:
+        return None
+    return CpuUsage(used_ns=used_ns, pressure=_read_pressure(directory, "cpu"))
+
+
+def _read_memory(directory: str) -> MemoryUsage | None:
+    used = counters.read(f"{directory}/memory.current")
+    limit = counters.read(f"{directory}/memory.max")
+    text = counters.read(f"{directory}/memory.stat")
+    if used is None or limit is None or text is None:
+        return None
+    stat = counters.parse_numbers(text)
+    return MemoryUsage(
+        used_bytes=int(used),
+        limit_bytes=counters.parse_limit(limit),
+        inactive_file_bytes=stat["inactive_file"],
+        rss_bytes=stat["anon"],
+        page_faults=stat["pgfault"],
+        major_page_faults=stat["pgmajfault"],
+        pressure=_read_pressure(directory, "memory"),
+    )
+
+
+def _read_swap(directory: str) -> SwapUsage | None:
+    used = counters.read(f"{directory}/memory.swap.current")
+    limit = counters.read(f"{directory}/memory.swap.max")
+    if used is None or limit is None:
+        return None
+    return SwapUsage(used_bytes=int(used), limit_bytes=counters.parse_limit(limit))
+
+
+def _read_pressure(directory: str, resource: str) -> Pressure | None:
+    text = counters.read(f"{directory}/{resource}.pressure")
+    return None if text is None else counters.parse_pressure(text)
 
 
 def _read(path: str) -> str:

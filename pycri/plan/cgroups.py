@@ -40,6 +40,14 @@ def cgroup_path(cgroup_parent: str, default_parent: str, pod_id: PodId, name: st
     return _join(cgroup_parent, name)
 
 
+def pod_cgroup_path(cgroup_parent: str, default_parent: str, pod_id: PodId) -> str:
+    """Return the path of the group that holds all of a pod; of a parent given, that is the parent.
+
+    Raises: as `cgroup_path`.
+    """
+    return cgroup_path(cgroup_parent, default_parent, pod_id, pod_id).rpartition("/")[0]
+
+
 def check_cgroup_parent(cgroup_parent: str, host: HostFacts) -> None:
     """Refuse a slice where systemd runs: it alone may make groups in its slices.
 

@@ -20,6 +20,7 @@ MODULES = (
     "system/test_lifecycle.py",
     "system/test_propagation.py",
     "system/test_resources.py",
+    "system/test_stats.py",
     "system/test_stop.py",
 )
 GUEST_TIMEOUT_S = 900

@@ -20,6 +20,7 @@ from pycri.model.ids import ContainerId, ImageId, PodId
 from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
 from pycri.model.resources import Resources
+from pycri.model.stats import ContainerStats, GroupUsage, PodStats
 
 POD = PodId("a" * 64)
 IMAGE = ImageId("sha256:" + "c" * 64)
@@ -141,6 +142,30 @@ class FakeExecs:
         return ExecResult(stdout=b"o" * size, stderr=b"", exit_code=3)
 
 
+class FakeStats:
+    """Has those of `containers`' records, and one pod, without numbers."""
+
+    def __init__(self, sandboxes: FakeSandboxes, containers: FakeContainers) -> None:
+        self._sandboxes = sandboxes
+        self._containers = containers
+
+    async def container(self, container_id: str) -> ContainerStats:
+        return ContainerStats(container=self._containers.status(container_id))
+
+    async def containers(
+        self, *, id_prefix: str = "", pod_prefix: str = "", labels: Mapping[str, str] = {}
+    ) -> list[ContainerStats]:
+        records = self._containers.list(pod_prefix=pod_prefix)
+        return [ContainerStats(container=record) for record in records]
+
+    async def pod(self, pod_id: str) -> PodStats:
+        usage = GroupUsage(timestamp_ns=5)
+        return PodStats(pod=self._sandboxes.status(pod_id), usage=usage)
+
+    async def pods(self, *, id_prefix: str = "", labels: Mapping[str, str] = {}) -> list[PodStats]:
+        return [await self.pod(pod.id) for pod in self._sandboxes.list(id_prefix=id_prefix)]
+
+
 class FakeNode:
     def __init__(self) -> None:
         self.cidr = ""
@@ -206,12 +231,20 @@ class FakeDaemon:
         self.updates = FakeUpdates()
         self.execs = FakeExecs()
         self.node = FakeNode()
+        self.stats = FakeStats(self.sandboxes, self.containers)
         self.images = FakeImages()
 
     @asynccontextmanager
     async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
         services = (
-            RuntimeService(self.sandboxes, self.containers, self.updates, self.execs, self.node),
+            RuntimeService(
+                self.sandboxes,
+                self.containers,
+                self.updates,
+                self.execs,
+                self.node,
+                self.stats,
+            ),
             ImageService(self.images),
             NodeService(self.images),
         )

@@ -3,10 +3,10 @@
 
 import json
 
-from pycri.cri import encode
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.decode.container import decode_container_spec
 from pycri.cri.decode.pod import decode_pod_spec
+from pycri.cri.encode import records as encode
 from pycri.model.container import ContainerRecord
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, ImageId, PodId

@@ -33,6 +33,8 @@ SERVED = {
     "ListContainers", "ContainerStatus", "ReopenContainerLog", "ExecSync", "UpdateRuntimeConfig",
     "Status", "RuntimeConfig", "ListImages", "ImageStatus", "PullImage", "RemoveImage",
     "ImageFsInfo",
+    "ContainerStats", "ListContainerStats", "StreamContainerStats",
+    "PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats",
 }  # fmt: skip
 
 

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads what pods and containers use: counters of control groups and of links, rates of CPU use.
+
+Files of control groups and /proc/net/dev only: no disk, and no lock that the making of pods holds.
+A rate is over the time since a sample; until the first, over a container's whole life if that was
+short. Of one meter all calls come from one thread.
+
+Network counters of the built-in network are those of the host's end of each pod's link, with the
+directions swapped: one file for all pods, also for those whose processes have ended (decision
+0034).
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from pycri.kernel import cgroup1, cgroup2, cgroups, counters
+from pycri.model.container import ContainerRecord, ContainerState
+from pycri.model.host import HostFacts
+from pycri.model.image import FilesystemUsage
+from pycri.model.pod import PodRecord
+from pycri.model.stats import (
+    ContainerStats,
+    GroupUsage,
+    InterfaceCounters,
+    NetworkUsage,
+    PodStats,
+)
+from pycri.plan.cgroups import controller_directory, pod_cgroup_path
+
+SHORTEST_WINDOW_NS: Final = 1_000_000_000
+"""A rate over less would be noise."""
+LONGEST_WINDOW_NS: Final = 60_000_000_000
+_SECOND_NS: Final = 1_000_000_000
+_POD_INTERFACE: Final = "eth0"
+_CONTROLLERS: Final = ("cpuacct", "memory")
+
+Interfaces = Mapping[str, InterfaceCounters]
+
+
+class CpuRates:
+    """Rates of growing counters, over the time since one of the last two samples."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[tuple[int, int]]] = {}
+
+    def sample(self, key: str, now_ns: int, used_ns: int) -> None:
+        """Remember a counter. now_ns: nanoseconds of the clock that all calls share."""
+        self._samples[key] = [*self._samples.get(key, [])[-1:], (now_ns, used_ns)]
+
+    def rate(self, key: str, now_ns: int, used_ns: int) -> int | None:
+        """Return CPU nanoseconds a second since the last sample that is old enough, else None."""
+        for then_ns, before_ns in reversed(self._samples.get(key, [])):
+            window_ns = now_ns - then_ns
+            if SHORTEST_WINDOW_NS <= window_ns <= LONGEST_WINDOW_NS:
+                return max(0, used_ns - before_ns) * _SECOND_NS // window_ns
+        return None
+
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """Forget all others."""
+        self._samples = {key: self._samples[key] for key in keys if key in self._samples}
+
+
+class Meter:
+    """Reads on demand; `sample` is to be called every few seconds."""
+
+    def __init__(self, host: HostFacts, cgroup_parent: str) -> None:
+        """cgroup_parent: of pods whose caller names none."""
+        self._host = host
+        self._cgroup_parent = cgroup_parent
+        self._rates = CpuRates()
+
+    def container(self, record: ContainerRecord, layer: FilesystemUsage | None) -> ContainerStats:
+        """Read one container's counters, if it runs."""
+        if record.state is not ContainerState.RUNNING:
+            return ContainerStats(container=record, writable_layer=layer)
+        usage = self._usage(record.cgroup)
+        return ContainerStats(
+            container=record,
+            usage=usage,
+            nano_cores=self._rate(record.id, usage, record.started_ns),
+            writable_layer=layer,
+        )
+
+    def pod(
+        self, record: PodRecord, containers: tuple[ContainerStats, ...], interfaces: Interfaces
+    ) -> PodStats:
+        """Read the counters of a pod's own group and link. interfaces: the host's."""
+        path = self._pod_path(record)
+        usage = self._usage(path)
+        return PodStats(
+            pod=record,
+            usage=usage,
+            nano_cores=self._rate(record.id, usage, record.ready_ns),
+            network=pod_network(record, interfaces),
+            processes=len(cgroups.processes(self._directory("pids", path))),
+            containers=containers,
+        )
+
+    def interfaces(self) -> Interfaces:
+        """Read the counters of the host's interfaces, by name."""
+        return counters.parse_interfaces(counters.read("/proc/self/net/dev") or "")
+
+    def sample(self, pods: list[PodRecord], containers: list[ContainerRecord]) -> None:
+        """Remember the CPU counters of all that live; forget the others."""
+        groups: list[tuple[str, str]] = [(pod.id, self._pod_path(pod)) for pod in pods]
+        groups += [(container.id, container.cgroup) for container in containers]
+        for key, path in groups:
+            used_ns = self._cpu_ns(path)
+            if used_ns is not None:
+                self._rates.sample(key, time.monotonic_ns(), used_ns)
+        self._rates.keep_only(key for key, _ in groups)
+
+    def _rate(self, key: str, usage: GroupUsage, started_ns: int | None) -> int | None:
+        if usage.cpu is None:
+            return None
+        rate = self._rates.rate(key, time.monotonic_ns(), usage.cpu.used_ns)
+        if rate is not None or started_ns is None:
+            return rate
+        age_ns = usage.timestamp_ns - started_ns
+        return usage.cpu.used_ns * _SECOND_NS // age_ns if 0 < age_ns < LONGEST_WINDOW_NS else None
+
+    def _usage(self, path: str) -> GroupUsage:
+        if self._host.cgroup_version == 2:
+            return cgroup2.read_usage(self._host.cgroup_root + path)
+        return cgroup1.read_usage({name: self._directory(name, path) for name in _CONTROLLERS})
+
+    def _cpu_ns(self, path: str) -> int | None:
+        if self._host.cgroup_version == 2:
+            return cgroup2.read_cpu_ns(self._host.cgroup_root + path)
+        return cgroup1.read_cpu_ns(self._directory("cpuacct", path))
+
+    def _directory(self, controller: str, path: str) -> str:
+        """Return where the controller keeps the group; "" is nowhere: no file is found there."""
+        return controller_directory(controller, path, self._host) or ""
+
+    def _pod_path(self, pod: PodRecord) -> str:
+        return pod_cgroup_path(pod.spec.cgroup_parent, self._cgroup_parent, pod.id)
+
+
+def pod_network(pod: PodRecord, interfaces: Interfaces) -> NetworkUsage | None:
+    """Return what a pod sent and received, from the counters of the host's end of its link."""
+    host_end = interfaces.get(pod.attachment.host_interface) if pod.attachment else None
+    if host_end is None:
+        return None  # the host's network, or the pod is stopped
+    return NetworkUsage(
+        timestamp_ns=time.time_ns(),
+        default=InterfaceCounters(
+            name=_POD_INTERFACE,
+            rx_bytes=host_end.tx_bytes,
+            rx_packets=host_end.tx_packets,
+            rx_errors=host_end.tx_errors,
+            rx_dropped=host_end.tx_dropped,
+            tx_bytes=host_end.rx_bytes,
+            tx_packets=host_end.rx_packets,
+            tx_errors=host_end.rx_errors,
+            tx_dropped=host_end.rx_dropped,
+        ),
+    )
