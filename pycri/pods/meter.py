@@ -5,16 +5,18 @@ Files of control groups and /proc/net/dev only: no disk, and no lock that the ma
 A rate is over the time since a sample; until the first, over a container's whole life if that was
 short. Of one meter all calls come from one thread.
 
-Network counters of the built-in network are those of the host's end of each pod's link, with the
-directions swapped: one file for all pods, also for those whose processes have ended (decision
-0034).
+Network counters are those of the host's end of each pod's link, with the directions swapped: one
+file for all pods, also for those whose processes have ended. An interface without such an end is
+looked at from inside, by way of a process (decision 0034).
 """
 
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from pycri.kernel import cgroup1, cgroup2, cgroups, counters
+from pycri.kernel.process import start_time
 from pycri.model.container import ContainerRecord, ContainerState
 from pycri.model.host import HostFacts
 from pycri.model.image import FilesystemUsage
@@ -32,7 +34,6 @@ SHORTEST_WINDOW_NS: Final = 1_000_000_000
 """A rate over less would be noise."""
 LONGEST_WINDOW_NS: Final = 60_000_000_000
 _SECOND_NS: Final = 1_000_000_000
-_POD_INTERFACE: Final = "eth0"
 _CONTROLLERS: Final = ("cpuacct", "memory")
 
 Interfaces = Mapping[str, InterfaceCounters]
@@ -92,7 +93,7 @@ class Meter:
             pod=record,
             usage=usage,
             nano_cores=self._rate(record.id, usage, record.ready_ns),
-            network=pod_network(record, interfaces),
+            network=pod_network(record, interfaces, lambda: _read_inside(containers)),
             processes=len(cgroups.processes(self._directory("pids", path))),
             containers=containers,
         )
@@ -138,22 +139,47 @@ class Meter:
         return pod_cgroup_path(pod.spec.cgroup_parent, self._cgroup_parent, pod.id)
 
 
-def pod_network(pod: PodRecord, interfaces: Interfaces) -> NetworkUsage | None:
-    """Return what a pod sent and received, from the counters of the host's end of its link."""
-    host_end = interfaces.get(pod.attachment.host_interface) if pod.attachment else None
-    if host_end is None:
+def pod_network(
+    pod: PodRecord, host: Interfaces, inside: Callable[[], Interfaces]
+) -> NetworkUsage | None:
+    """Return what a pod's interfaces counted: by their host ends, else as seen from inside.
+
+    host: the host's interfaces. inside: reads the pod's own, {} if none of its processes runs.
+    """
+    found = []
+    for interface in pod.attachment.interfaces if pod.attachment else ():
+        if interface.host_interface:
+            counted = host.get(interface.host_interface)
+            found.append(counted and _from_the_other_end(interface.name, counted))
+        else:
+            found.append(inside().get(interface.name))
+    if not found or found[0] is None:
         return None  # the host's network, or the pod is stopped
-    return NetworkUsage(
-        timestamp_ns=time.time_ns(),
-        default=InterfaceCounters(
-            name=_POD_INTERFACE,
-            rx_bytes=host_end.tx_bytes,
-            rx_packets=host_end.tx_packets,
-            rx_errors=host_end.tx_errors,
-            rx_dropped=host_end.tx_dropped,
-            tx_bytes=host_end.rx_bytes,
-            tx_packets=host_end.rx_packets,
-            tx_errors=host_end.rx_errors,
-            tx_dropped=host_end.rx_dropped,
-        ),
+    others = tuple(counted for counted in found[1:] if counted is not None)
+    return NetworkUsage(timestamp_ns=time.time_ns(), default=found[0], others=others)
+
+
+def _from_the_other_end(name: str, counted: InterfaceCounters) -> InterfaceCounters:
+    return InterfaceCounters(
+        name=name,
+        rx_bytes=counted.tx_bytes,
+        rx_packets=counted.tx_packets,
+        rx_errors=counted.tx_errors,
+        rx_dropped=counted.tx_dropped,
+        tx_bytes=counted.rx_bytes,
+        tx_packets=counted.rx_packets,
+        tx_errors=counted.rx_errors,
+        tx_dropped=counted.rx_dropped,
     )
+
+
+def _read_inside(containers: tuple[ContainerStats, ...]) -> Interfaces:
+    """Read the interfaces of the namespace that the first living container is in."""
+    for container in containers:
+        record = container.container
+        text = counters.read(f"/proc/{record.pid}/net/dev") if record.pid else None
+        # Compared afterwards: by then nobody else has had the pid while it was read.
+        with contextlib.suppress(OSError):
+            if text and start_time(record.pid) == record.pid_start_time:
+                return counters.parse_interfaces(text)
+    return {}

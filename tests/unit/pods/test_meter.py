@@ -4,7 +4,7 @@
 import msgspec
 
 from pycri.model.ids import PodId
-from pycri.model.network import Attachment
+from pycri.model.network import Attachment, Interface
 from pycri.model.pod import PodMetadata, PodRecord, PodSpec
 from pycri.model.stats import InterfaceCounters
 from pycri.pods.meter import CpuRates, pod_network
@@ -48,15 +48,31 @@ def test_samples_of_what_is_gone_are_forgotten() -> None:
     assert rates.rate("b", 5 * SECOND, 5) == 1
 
 
-def pod(attachment: Attachment | None) -> PodRecord:
+def pod(*interfaces: Interface) -> PodRecord:
     spec = PodSpec(metadata=PodMetadata(name="n", uid="u", namespace="s"))
+    attachment = Attachment(interfaces=interfaces) if interfaces else None
     return PodRecord(id=PodId("p"), spec=spec, created_ns=1, attachment=attachment)
 
 
+def nothing_inside() -> dict[str, InterfaceCounters]:
+    return {}
+
+
 def test_what_the_host_s_end_sent_the_pod_received() -> None:
-    attachment = Attachment(address="", prefix_length=24, gateway="", host_interface="pc0")
-    network = pod_network(pod(attachment), {"pc0": HOST_END})
+    eth0 = Interface(name="eth0", host_interface="pc0")
+    network = pod_network(pod(eth0), {"pc0": HOST_END}, nothing_inside)
     assert network is not None
     assert msgspec.structs.astuple(network.default) == ("eth0", 5, 6, 7, 8, 1, 2, 3, 4)
-    assert pod_network(pod(attachment), {}) is None
-    assert pod_network(pod(None), {"pc0": HOST_END}) is None
+    assert network.others == ()
+    assert pod_network(pod(eth0), {}, nothing_inside) is None
+    assert pod_network(pod(), {"pc0": HOST_END}, nothing_inside) is None
+
+
+def test_an_interface_without_a_host_s_end_is_counted_inside() -> None:
+    eth0 = Interface(name="eth0", host_interface="pc0")
+    inside = {"macvlan0": msgspec.structs.replace(HOST_END, name="macvlan0")}
+    both = pod_network(pod(eth0, Interface(name="macvlan0")), {"pc0": HOST_END}, lambda: inside)
+    assert both is not None
+    assert both.default.name == "eth0"
+    assert both.others == (inside["macvlan0"],)
+    assert pod_network(pod(Interface(name="macvlan0")), {}, nothing_inside) is None
