@@ -9,6 +9,7 @@ the spawner forks another and gives it the same descriptors (stdio.py: what that
     epoll ─▶ stream readable ─▶ ready ──pump──▶ MORE: ready again, behind the others
                                   ▲             IDLE: the epoll tells
                                   │             ENDED: closed
+                  │             BLOCKED, until the attachment that is behind can be written to
                                   └── looked at ◀── HELD, until flushed after HOLD_S
                                       again soon
 
@@ -34,11 +35,15 @@ import msgspec
 
 from pycri.kernel.fds import close_all, close_inherited
 from pycri.model.ids import TaskId
+from pycri.monitor.attachments import Attachments
 from pycri.monitor.stdio import ScratchPipe, State, Stream, Task
 from pycri.wire.channel import Channel
 from pycri.wire.messages import (
     TO_MONITOR,
     WIRE_VERSION,
+    CloseStdin,
+    Copied,
+    Copy,
     Drop,
     Finish,
     Finished,
@@ -93,6 +98,7 @@ class Monitor:
     def __init__(self, command_socket: socket.socket, listener: socket.socket) -> None:
         self._epoll = select.epoll()
         self._scratch = ScratchPipe()
+        self._attachments = Attachments(self._epoll)
         self._tasks: dict[TaskId, Task] = {}
         self._streams: dict[int, tuple[Task, Stream]] = {}
         self._ready: dict[Stream, None] = {}
@@ -121,6 +127,8 @@ class Monitor:
                 _, stream = self._streams[fd]
                 stream.hung_up |= bool(events & select.EPOLLHUP)
                 self._ready[stream] = None
+            elif self._attachments.owns(fd):
+                self._set_going(self._attachments.handle(fd, events))
             else:
                 control.append(fd)
         # Commands last: they close descriptors, and a number used again would get the old's event.
@@ -141,6 +149,11 @@ class Monitor:
 
     # streams
 
+    def _set_going(self, stream: Stream | None) -> None:
+        """Look at a stream again that may have been waiting for an attachment."""
+        if stream is not None and self._streams.get(stream.fd, (None, None))[1] is stream:
+            self._ready[stream] = None
+
     def _pump(self, stream: Stream, limit_bytes: int) -> None:
         if stream.fd not in self._streams:
             return
@@ -160,10 +173,13 @@ class Monitor:
             self._ready[stream] = None
         elif state is State.MORE:
             self._ready[stream] = None
+        elif state is State.BLOCKED:
+            self._attachments.watch(stream)
         elif state is State.ENDED:
             task, _ = self._streams[stream.fd]
             self._unregister(stream)
             task.end_stream(stream)
+            self._attachments.end_stream(stream)
 
     def _hold(self, stream: Stream) -> None:
         hold = self._held.get(stream)
@@ -190,10 +206,14 @@ class Monitor:
             _report()
 
     def _drain(self, task: Task) -> None:
+        """Log and show what the streams of an ended task hold."""
         for stream in list(task.streams.values()):
+            stream.outlets.patient = False
             self._pump(stream, DRAIN)
             if stream in self._held:
                 self._flush(stream)
+            self._attachments.end_stream(stream)
+        self._attachments.end_task(task.info.id)
 
     def _unregister(self, stream: Stream) -> None:
         # Closing is not enough: the spawner has the same open file, which stays in the epoll.
@@ -253,20 +273,29 @@ class Monitor:
         match command:
             case Keep():
                 self._keep(command, fds)
-            case Finish():
-                if command.task in self._tasks:
-                    self._drain(self._tasks[command.task])
-                self._reply(Finished(task=command.task))
-            case Reopen():
-                task = self._tasks.get(command.task)
-                number = errno.ENOENT if task is None else task.log.reopen()
-                self._reply(Reopened(request=command.request, errno=number))
-            case Drop():
-                self._drop(command.task)
+            case Copy():
+                self._copy(command, fds)
             case HandOver():
                 self._hand_over(command)
+            case Drop():
+                self._drop(command.task)
+            case Finish() | Reopen() | CloseStdin():
+                self._look_after(command, self._tasks.get(command.task))
             case _:
                 assert_never(command)
+
+    def _look_after(self, command: Finish | Reopen | CloseStdin, task: Task | None) -> None:
+        match command:
+            case Finish():
+                if task is not None:
+                    self._drain(task)
+                self._reply(Finished(task=command.task))
+            case Reopen():
+                number = errno.ENOENT if task is None else task.log.reopen()
+                self._reply(Reopened(request=command.request, errno=number))
+            case CloseStdin():
+                if task is not None:
+                    task.close_stdin()
 
     def _keep(self, command: Keep, fds: list[int]) -> None:
         if command.task.id in self._tasks:
@@ -281,6 +310,18 @@ class Monitor:
         for stream in task.streams.values():
             self._epoll.register(stream.fd, select.EPOLLIN | select.EPOLLET)
             self._streams[stream.fd] = (task, stream)
+
+    def _copy(self, command: Copy, fds: list[int]) -> None:
+        task = self._tasks.get(command.task)
+        if task is None:
+            close_all(fds)
+        else:
+            # What is there already was before.
+            for stream in list(task.streams.values()):
+                self._pump(stream, TURN)
+            self._attachments.add(task, command.streams, fds)
+        number = errno.ENOENT if task is None else 0
+        self._reply(Copied(request=command.request, errno=number))
 
     def _drop(self, name: TaskId) -> None:
         task = self._tasks.pop(name, None)

@@ -10,6 +10,8 @@ A pump's place in its stream:
                      ▼       ▼
                    HELD    ENDED
 
+    BLOCKED: nothing is read while an attachment is behind (outlets.py); the epoll tells of it.
+
 Crash safety: of a pipe, everything that is not in the log yet stays in the pipe, which the spawner
 holds too. The monitor looks at a copy (tee(2)), takes what makes whole entries, and keeps nothing.
 
@@ -35,6 +37,7 @@ import msgspec
 from pycri.kernel.fds import close_all
 from pycri.kernel.syscalls import SPLICE_F_NONBLOCK, tee
 from pycri.monitor.crilog import LogFile, render_all, render_entries
+from pycri.monitor.outlets import Outlets
 from pycri.wire.messages import TaskInfo
 
 CHUNK = 64 << 10
@@ -48,6 +51,7 @@ class State(enum.Enum):
     IDLE = enum.auto()
     HELD = enum.auto()
     ENDED = enum.auto()
+    BLOCKED = enum.auto()
 
 
 class Stream(Protocol):
@@ -58,6 +62,8 @@ class Stream(Protocol):
     """There is no writer any more: an unfinished line is as finished as it will be."""
     logged: int
     """Bytes of the stream that are in entries: tells one unfinished line from the next."""
+    outlets: Outlets
+    """Who else is given the output, as soon as it is seen and without waiting for line ends."""
 
     def pump(self, limit_bytes: int) -> State:
         """Log what makes whole entries, up to about `limit_bytes`."""
@@ -116,12 +122,18 @@ class ScratchPipe:
 
 
 class PipeStream:
-    """The read end of a container's stdout or stderr."""
+    """The read end of a container's stdout or stderr.
+
+    _shown: bytes at the start of the pipe that the outlets have been given; an unfinished line
+    stays there.
+    """
 
     def __init__(self, fd: int, name: str, log: LogFile, scratch: ScratchPipe) -> None:
         self.fd = fd
         self.hung_up = False
         self.logged = 0
+        self.outlets = Outlets()
+        self._shown = 0
         self._name = name.encode()
         self._log = log
         self._scratch = scratch
@@ -130,7 +142,9 @@ class PipeStream:
         """Log what makes whole entries, up to about `limit_bytes`."""
         taken = 0
         while taken < limit_bytes:
-            data = self._scratch.peek(self.fd)
+            if self.outlets.full:
+                return State.BLOCKED
+            data = self._peek()
             if data is None:
                 return State.IDLE
             if not data:
@@ -138,8 +152,8 @@ class PipeStream:
             entries, length = render_entries(data, self._name, time.time_ns())
             if not length:
                 # peek() copies as many buffers as a pipe of CHUNK bytes has: this was all.
-                return State.HELD
-            self._scratch.consume(self.fd, length)
+                return State.BLOCKED if self.outlets.full else State.HELD
+            self._consume(length)
             self._log.append(entries)
             self.logged += length
             taken += length
@@ -147,10 +161,21 @@ class PipeStream:
 
     def flush(self) -> None:
         """Log the unfinished line, as a piece."""
+        data = self._peek()
+        if data:
+            self._consume(len(data))
+            self._log.append(render_all(data, self._name, time.time_ns()))
+
+    def _peek(self) -> bytes | None:
         data = self._scratch.peek(self.fd)
         if data:
-            self._scratch.consume(self.fd, len(data))
-            self._log.append(render_all(data, self._name, time.time_ns()))
+            self.outlets.offer(data[self._shown :])
+            self._shown = len(data)
+        return data
+
+    def _consume(self, length: int) -> None:
+        self._scratch.consume(self.fd, length)
+        self._shown -= length
 
 
 class DiscardedStream:
@@ -160,10 +185,13 @@ class DiscardedStream:
         self.fd = fd
         self.hung_up = False
         self.logged = 0
+        self.outlets = Outlets()
         self._scratch = scratch
 
     def pump(self, limit_bytes: int) -> State:
         """Empty the pipe, up to `limit_bytes`."""
+        if self.outlets.all:
+            return self._show(limit_bytes)
         if self._scratch.consume(self.fd, limit_bytes) == limit_bytes:
             return State.MORE
         data = self._scratch.peek(self.fd)
@@ -173,6 +201,20 @@ class DiscardedStream:
 
     def flush(self) -> None:
         """There is never anything to flush."""
+
+    def _show(self, limit_bytes: int) -> State:
+        taken = 0
+        while taken < limit_bytes:
+            if self.outlets.full:
+                return State.BLOCKED
+            data = self._scratch.peek(self.fd)
+            if data is None:
+                return State.IDLE
+            if not data:
+                return State.ENDED
+            self.outlets.offer(data)
+            taken += self._scratch.consume(self.fd, len(data))
+        return State.MORE
 
 
 class TerminalStream:
@@ -184,6 +226,7 @@ class TerminalStream:
         self.fd = fd
         self.hung_up = False
         self.logged = 0
+        self.outlets = Outlets()
         self._log = log
         self._rest = b""
 
@@ -191,6 +234,8 @@ class TerminalStream:
         """Log what makes whole entries, up to about `limit_bytes`."""
         taken = 0
         while taken < limit_bytes:
+            if self.outlets.full:
+                return State.BLOCKED
             try:
                 data = os.read(self.fd, CHUNK)
             except BlockingIOError:
@@ -203,6 +248,7 @@ class TerminalStream:
             if not data:
                 self.flush()
                 return State.ENDED
+            self.outlets.offer(data)
             taken += len(data)
             # The line discipline's ONLCR made the carriage returns, not the program.
             pending = (self._rest + data).replace(b"\r\n", b"\n")
@@ -247,6 +293,11 @@ class Task:
         """Return the task with the streams still open, and its descriptors, which stay its own."""
         names = tuple(name for name in self._fds if name != "pidfd")
         return msgspec.structs.replace(self.info, streams=names), list(self._fds.values())
+
+    def close_stdin(self) -> None:
+        """Close our end of the container's stdin; again is fine."""
+        if "stdin" in self._fds:
+            os.close(self._fds.pop("stdin"))
 
     def end_stream(self, stream: Stream) -> None:
         """Close a stream that has ended."""

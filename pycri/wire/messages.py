@@ -5,13 +5,13 @@ Every message is one SOCK_SEQPACKET packet of msgpack, a tagged struct, with des
 (SCM_RIGHTS) in the order given in the message's docstring. `request` numbers are chosen by the
 asking side and come back in the answer; messages without one are events.
 
-    daemon ──▶ spawner   Hello, StartSandbox, StartContainer, Exec, Signal, ReopenLog, Forget,
-                         ListTasks, Quit
-    spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Tasks, Done, Failed;
-                         events Exited, Welcome
+    daemon ──▶ spawner   Hello, StartSandbox, StartContainer, Exec, Signal, HangUp, Attach,
+                         OpenSockets, ReopenLog, Forget, ListTasks, Quit
+    spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Attached, Sockets, Tasks, Done,
+                         Failed; events Exited, Welcome
     child ──▶ spawner    Reached, Broken, Moved, Ready; end-of-file after Ready means "executing"
-    spawner ──▶ monitor  Keep, Finish, Reopen, Drop, HandOver
-    monitor ──▶ spawner  Kept, HandedOver, Finished, Reopened
+    spawner ──▶ monitor  Keep, Finish, Reopen, Copy, CloseStdin, Drop, HandOver
+    monitor ──▶ spawner  Kept, HandedOver, Finished, Reopened, Copied
 
 Versions: WIRE_VERSION changes when a message changes its meaning. The spawner outlives daemon
 upgrades, so a daemon must speak the spawner's version or say clearly that it cannot.
@@ -92,6 +92,37 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True, tag="signal"):
     signal: int
 
 
+class HangUp(msgspec.Struct, frozen=True, kw_only=True, tag="hang-up"):
+    """Send SIGHUP to the process group of an exec; an ended one is no error."""
+
+    request: int
+    exec: TaskId
+
+
+class Attach(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
+    """Copy a container's output from now on, and hand out its input.
+
+    Descriptors, which the daemon has made: the write end of the attachment's line, then that of a
+    pipe for each of `streams`: "stdout", "stderr" or "terminal" (monitor/attachments.py).
+    stdin: the answer is to have the write end of stdin, or with a terminal its master.
+    once: that end of stdin is given away, and with it closed for good; not with a terminal.
+    """
+
+    request: int
+    task: TaskId
+    streams: tuple[str, ...]
+    stdin: bool
+    once: bool
+
+
+class OpenSockets(msgspec.Struct, frozen=True, kw_only=True, tag="open-sockets"):
+    """Make TCP sockets in the network namespace pinned at `path`: they stay there wherever they
+    are connected from."""
+
+    request: int
+    path: str
+
+
 class ReopenLog(msgspec.Struct, frozen=True, kw_only=True, tag="reopen-log"):
     request: int
     task: TaskId
@@ -115,7 +146,18 @@ class Quit(msgspec.Struct, frozen=True, kw_only=True, tag="quit"):
 
 
 DaemonMessage = (
-    Hello | StartSandbox | StartContainer | Exec | Signal | ReopenLog | Forget | ListTasks | Quit
+    Hello
+    | StartSandbox
+    | StartContainer
+    | Exec
+    | Signal
+    | HangUp
+    | Attach
+    | OpenSockets
+    | ReopenLog
+    | Forget
+    | ListTasks
+    | Quit
 )
 
 # spawner -> daemon
@@ -154,6 +196,18 @@ class TaskStarted(msgspec.Struct, frozen=True, kw_only=True, tag="task-started")
     marks: tuple[StageMark, ...]
 
 
+class Attached(msgspec.Struct, frozen=True, kw_only=True, tag="attached"):
+    """Descriptor: the end of stdin that was asked for, unless the container has none (any more)."""
+
+    request: int
+
+
+class Sockets(msgspec.Struct, frozen=True, kw_only=True, tag="sockets"):
+    """Descriptors: an unconnected TCP socket of IPv4 and one of IPv6, where the kernel has that."""
+
+    request: int
+
+
 class Tasks(msgspec.Struct, frozen=True, kw_only=True, tag="tasks"):
     request: int
     tasks: tuple[TaskInfo, ...]
@@ -182,7 +236,9 @@ class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     record: ExitRecord
 
 
-SpawnerMessage = Welcome | SandboxStarted | TaskStarted | Tasks | Done | Failed | Exited
+SpawnerMessage = (
+    Welcome | SandboxStarted | TaskStarted | Attached | Sockets | Tasks | Done | Failed | Exited
+)
 
 # child -> spawner
 
@@ -234,6 +290,20 @@ class Reopen(msgspec.Struct, frozen=True, kw_only=True, tag="reopen"):
     task: TaskId
 
 
+class Copy(msgspec.Struct, frozen=True, kw_only=True, tag="copy"):
+    """Add an attachment. Descriptors: its line, then an outlet for each of `streams`, in order."""
+
+    request: int
+    task: TaskId
+    streams: tuple[str, ...]
+
+
+class CloseStdin(msgspec.Struct, frozen=True, kw_only=True, tag="close-stdin"):
+    """Close the kept end of a task's stdin: somebody else has it now."""
+
+    task: TaskId
+
+
 class Drop(msgspec.Struct, frozen=True, kw_only=True, tag="drop"):
     task: TaskId
 
@@ -244,7 +314,7 @@ class HandOver(msgspec.Struct, frozen=True, kw_only=True, tag="hand-over"):
     version: int = WIRE_VERSION
 
 
-MonitorCommand = Keep | Finish | Reopen | Drop | HandOver
+MonitorCommand = Keep | Finish | Reopen | Copy | CloseStdin | Drop | HandOver
 
 # monitor -> spawner
 
@@ -270,7 +340,14 @@ class Reopened(msgspec.Struct, frozen=True, kw_only=True, tag="reopened"):
     errno: int
 
 
-MonitorReply = Kept | HandedOver | Finished | Reopened
+class Copied(msgspec.Struct, frozen=True, kw_only=True, tag="copied"):
+    """errno 0 when the attachment gets what comes from here on."""
+
+    request: int
+    errno: int
+
+
+MonitorReply = Kept | HandedOver | Finished | Reopened | Copied
 
 # what each connection may carry; decoders are made once, and refuse anything else
 
