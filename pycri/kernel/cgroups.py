@@ -2,6 +2,7 @@
 """What both versions of control groups share: write, list, remove (cgroups(7))."""
 
 import os
+from contextlib import suppress
 
 
 def write(path: str, value: str) -> None:
@@ -45,6 +46,23 @@ def processes(directory: str) -> list[int]:
             # ENODEV: the group was removed between the walk and the read.
             continue
     return pids
+
+
+def move_processes(directory: str, target: str) -> int:
+    """Move the processes of a group, not of those below it, to another. Returns how many; a
+    missing group has none."""
+    try:
+        with open(f"{directory}/cgroup.procs") as file:
+            pids = file.read().split()
+    except (FileNotFoundError, OSError):
+        return 0
+    moved = 0
+    for pid in pids:
+        # ESRCH: it has ended meanwhile.
+        with suppress(ProcessLookupError):
+            write(f"{target}/cgroup.procs", pid)
+            moved += 1
+    return moved
 
 
 def remove(directory: str) -> bool:

@@ -24,6 +24,11 @@ def open_terminal(root_fd: int) -> tuple[int, int]:
     return master, slave
 
 
+def set_size(terminal_fd: int, width: int, height: int) -> None:
+    """Set the size in characters, by master or slave; the foreground group gets SIGWINCH."""
+    fcntl.ioctl(terminal_fd, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+
 def make_controlling(slave: int) -> None:
     """Make the pty the controlling terminal of the caller, which must lead a new session."""
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)

@@ -345,7 +345,8 @@ class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     id: of the exec itself; container: the task whose namespaces are joined.
     cgroup: the exec's own group below the container's, so that all it starts can be killed.
-    stdin: keep a pipe open to the caller; else /dev/null.
+    streams: those with a pipe to the caller, among "stdin", "stdout", "stderr"; the others are
+        /dev/null. With a terminal there is only that.
     user_namespace: the maps of the container's user namespace, if it has one of its own.
     """
 
@@ -353,5 +354,5 @@ class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):
     container: TaskId
     cgroup: CgroupPlan
     process: ProcessPlan
-    stdin: bool = False
+    streams: tuple[str, ...] = ("stdout", "stderr")
     user_namespace: IdMappings | None = None

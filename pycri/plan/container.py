@@ -26,6 +26,7 @@ from pycri.model.plan import (
 from pycri.model.pod import PodRecord, PodSpec
 from pycri.model.seccomp import SeccompProgram
 from pycri.model.security import NamespaceMode, User
+from pycri.model.streams import ExecRequest
 from pycri.plan.cdi import owned_by
 from pycri.plan.cgroups import cgroup_path, plan_cgroup, plan_exec_cgroup
 from pycri.plan.devices import HostDevice, plan_device_rules, plan_devices
@@ -125,22 +126,27 @@ def plan_exec(
     exec_id: TaskId,
     record: ContainerRecord,
     process: ProcessPlan,
-    command: tuple[str, ...],
+    request: ExecRequest,
     host: HostFacts,
 ) -> ExecPlan:
-    """Return the plan of an exec without terminal and stdin (CRI ExecSync).
+    """Return the plan of an exec.
 
     process: of the container's own plan: the exec runs as the same user with the same rights,
-        variables and working directory.
+        variables and working directory; with a terminal it has TERM, as a container with one.
     Raises: InvalidRequest for an empty command.
     """
-    if not command:
+    if not request.cmd:
         raise InvalidRequest("cmd", "must not be empty")
+    wanted = {"stdin": request.stdin, "stdout": request.stdout, "stderr": request.stderr}
+    env = process.env
+    if request.tty and not any(entry.startswith(b"TERM=") for entry in env):
+        env = (*env, b"TERM=xterm")
     return ExecPlan(
         id=exec_id,
         container=TaskId(record.id),
         cgroup=plan_exec_cgroup(record.cgroup, exec_id, host),
-        process=msgspec.structs.replace(process, args=command, terminal=False),
+        process=msgspec.structs.replace(process, args=request.cmd, env=env, terminal=request.tty),
+        streams=tuple(name for name, is_wanted in wanted.items() if is_wanted),
         user_namespace=record.spec.security.namespaces.user,
     )
 

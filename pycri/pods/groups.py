@@ -69,10 +69,20 @@ class Groups:
                 return not left
             _pause()
 
-    def remove_if_empty(self, path: str) -> None:
-        """Remove the group if nothing is in it; else leave it."""
+    def remove_if_empty(self, path: str) -> bool:
+        """Remove the group if nothing is in it; else leave it. Tells whether it is gone."""
+        return all(cgroups.remove(directory) for directory in self._directories(path))
+
+    def dissolve(self, path: str) -> bool:
+        """Remove the group; the processes in it move to the group above. False if there are
+        processes in groups that were made below it: these stay."""
+        deadline = time.monotonic() + _REMOVE_DEADLINE_S
         for directory in self._directories(path):
-            cgroups.remove(directory)
+            # Again until there is none: a process may fork while it is moved.
+            while cgroups.move_processes(directory, os.path.dirname(directory)):
+                if time.monotonic() > deadline:
+                    return False
+        return self.remove(path)
 
     def below(self, path: str) -> list[str]:
         """Return the names of the groups right below `path`, in any hierarchy."""

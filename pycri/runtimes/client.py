@@ -7,8 +7,9 @@ daemon compares what it believes with what still runs. Requests made meanwhile w
 """
 
 import asyncio
+import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -25,6 +26,8 @@ from pycri.wire.channel import Channel
 from pycri.wire.messages import (
     FROM_SPAWNER,
     WIRE_VERSION,
+    Attach,
+    Attached,
     DaemonMessage,
     Done,
     Exec,
@@ -32,12 +35,15 @@ from pycri.wire.messages import (
     ExitRecord,
     Failed,
     Forget,
+    HangUp,
     Hello,
     ListTasks,
+    OpenSockets,
     Quit,
     ReopenLog,
     SandboxStarted,
     Signal,
+    Sockets,
     SpawnerMessage,
     StartContainer,
     StartSandbox,
@@ -61,6 +67,18 @@ class ExecProcess(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     streams: dict[str, int]
     exited: asyncio.Future[ExitRecord]
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """A part in a container's stdio. The receiver owns all descriptors.
+
+    line_fd: tells the end, monitor/attachments.py. streams: reading ends by name.
+    input_fd: writing end of stdin, or with a terminal its master; None if it has none any more.
+    """
+
+    line_fd: int
+    streams: dict[str, int]
+    input_fd: int | None
 
 
 class SpawnerClient:
@@ -141,6 +159,47 @@ class SpawnerClient:
         streams = dict(zip(answer.streams, fds, strict=True))
         return ExecProcess(pid=answer.pid, streams=streams, exited=exited)
 
+    async def hang_up(self, exec_id: TaskId) -> None:
+        """Send SIGHUP to an exec and its process group; one that has ended is fine."""
+        await self._ask(lambda n: HangUp(request=n, exec=exec_id))
+
+    async def attach_task(
+        self, task: TaskId, names: Sequence[str], *, stdin: bool, once: bool
+    ) -> Attachment:
+        """Get copies of a container's output from now on: "stdout", "stderr" or "terminal".
+
+        stdin: get its input too; once: for good, nobody else will get it.
+        """
+        pipes = [os.pipe2(os.O_CLOEXEC) for _ in range(1 + len(names))]
+        line_fd, *readers = (reader for reader, _ in pipes)
+        writers = tuple(writer for _, writer in pipes)
+        streams = tuple(names)
+        try:
+            message, fds = await self._ask(
+                lambda n: Attach(request=n, task=task, streams=streams, stdin=stdin, once=once),
+                writers,
+            )
+            _expect(message, Attached)
+        except BaseException:
+            close_all((line_fd, *readers))
+            raise
+        finally:
+            close_all(writers)
+        return Attachment(
+            line_fd=line_fd,
+            streams=dict(zip(names, readers, strict=True)),
+            input_fd=fds[0] if fds else None,
+        )
+
+    async def open_sockets(self, path: str) -> list[socket.socket]:
+        """Open non-blocking TCP sockets in a pinned network namespace: IPv4, then IPv6."""
+        message, fds = await self._ask(lambda n: OpenSockets(request=n, path=path))
+        _expect(message, Sockets)
+        sockets = [socket.socket(fileno=fd) for fd in fds]
+        for each in sockets:
+            each.settimeout(0)
+        return sockets
+
     async def signal(self, task: TaskId, number: int) -> None:
         """Send a signal to a task; one that has ended is fine."""
         await self._ask(lambda n: Signal(request=n, task=task, signal=number))
@@ -166,7 +225,7 @@ class SpawnerClient:
         _expect(message, Done)
 
     async def _ask(
-        self, message: Callable[[int], DaemonMessage]
+        self, message: Callable[[int], DaemonMessage], fds: Sequence[int] = ()
     ) -> tuple[SpawnerMessage, list[int]]:
         await self._wait_connected()
         assert self._channel is not None
@@ -174,7 +233,7 @@ class SpawnerClient:
         self._next_request += 1
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._channel.send(message(number))
+            self._channel.send(message(number), fds)
         except OSError as error:
             self._waiting.pop(number, None)
             raise Unavailable(f"the spawner does not take requests: {error.strerror}") from error

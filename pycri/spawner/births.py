@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -40,17 +40,23 @@ DEV_NULL = "/dev/null"
 
 
 class Stdio:
-    """Pipes of one child: its own ends, and ours by name. Owns all until they are given away."""
+    """Pipes of one child: its own ends, and ours by name. Owns all until they are given away.
 
-    def __init__(self, *, terminal: bool, stdin: bool) -> None:
+    wanted: among "stdin", "stdout", "stderr"; the others are /dev/null, all with a terminal.
+    """
+
+    def __init__(self, *, terminal: bool, wanted: Sequence[str] = ()) -> None:
         null = os.open(DEV_NULL, os.O_RDWR | os.O_CLOEXEC)
         self.child = [null]
         self.ours: dict[str, int] = {}
         self.ends = (null, null, null)
         if terminal:
             return
-        stdin_fd = self._pipe_in("stdin") if stdin else null
-        self.ends = (stdin_fd, self._pipe_out("stdout"), self._pipe_out("stderr"))
+        self.ends = (
+            self._pipe_in("stdin") if "stdin" in wanted else null,
+            self._pipe_out("stdout") if "stdout" in wanted else null,
+            self._pipe_out("stderr") if "stderr" in wanted else null,
+        )
 
     def close_child(self) -> None:
         """Close the child's ends in the parent, so that end-of-file is seen when it ends."""
@@ -169,13 +175,14 @@ class Nursery:
 
     def sandbox(self, plan: SandboxPlan) -> Birth:
         """Fork the child that makes a pod's namespaces, for a shared one as its first process."""
-        stdio = Stdio(terminal=True, stdin=False)
+        stdio = Stdio(terminal=True)
         mode = "new" if plan.init else "host"
         return self._fork(stdio, mode, -1, partial(start_sandbox, plan, self._around))
 
     def container(self, plan: ContainerPlan, target: int) -> Birth:
         """Fork a container's init. target: pidfd of whose pid namespace to join, or -1."""
-        stdio = Stdio(terminal=plan.process.terminal, stdin=plan.stdin)
+        wanted = ("stdin",) if plan.stdin else ()
+        stdio = Stdio(terminal=plan.process.terminal, wanted=("stdout", "stderr", *wanted))
         child = partial(start_container, plan, target, stdio.ends, self._around)
         # With hooks the child goes there by itself, later: they are not run in it (`hooks.py`).
         mode = "host" if plan.hooks else plan.pid_namespace
@@ -183,7 +190,7 @@ class Nursery:
 
     def exec(self, plan: ExecPlan, target: int) -> Birth:
         """Fork a further process of the container whose pidfd is `target`."""
-        stdio = Stdio(terminal=plan.process.terminal, stdin=plan.stdin)
+        stdio = Stdio(terminal=plan.process.terminal, wanted=plan.streams)
         child = partial(start_exec, plan, target, stdio.ends, self._around)
         return self._fork(stdio, "join", target, child)
 

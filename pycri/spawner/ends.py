@@ -7,8 +7,10 @@ parent has reaped them.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from pycri.kernel import process
 from pycri.kernel.syscalls import pidfd_exit_status
@@ -54,6 +56,19 @@ class Ends:
     def expect_exec(self, pid: int, exec_id: TaskId) -> None:
         """Report the end of this child under the exec's id."""
         self._execs[pid] = exec_id
+
+    def hang_up(self, exec_id: TaskId) -> None:
+        """Send SIGHUP to the process group of an exec that runs; each leads one of its own."""
+        for pid, known in self._execs.items():
+            if known == exec_id:
+                # Not collected yet, so the number is still its own.
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGHUP)
+
+    def hang_up_all(self) -> None:
+        """Hang up every exec: nobody is left who would hear of its end."""
+        for exec_id in set(self._execs.values()):
+            self.hang_up(exec_id)
 
     def next_ended(self) -> int | None:
         """Return the pid of an ended child that is still to be collected, or None."""

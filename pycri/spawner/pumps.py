@@ -8,7 +8,7 @@ broken pipe. If the spawner died, the monitor still listens on its socket and ha
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from pycri.kernel import process
 from pycri.monitor import loop
@@ -16,6 +16,8 @@ from pycri.spawner.tasks import Task
 from pycri.wire.channel import Channel
 from pycri.wire.messages import (
     FROM_MONITOR,
+    CloseStdin,
+    Copy,
     Drop,
     Finish,
     HandedOver,
@@ -55,7 +57,8 @@ class Pump:
             message, fds = received
             match message:
                 case Kept():
-                    tasks.append(Task(message.task, fds[0], tuple(fds[1:]), adopted=True))
+                    streams = dict(zip(message.task.streams, fds[1:], strict=True))
+                    tasks.append(Task(message.task, fds[0], streams, adopted=True))
                 case HandedOver():
                     self._adopt(sock, message.pid)
                     return tasks
@@ -83,7 +86,7 @@ class Pump:
 
     def keep(self, task: Task) -> None:
         """Let the monitor pump a task's streams and keep its descriptors."""
-        self._send(Keep(task=task.info), (task.pidfd, *task.streams))
+        self._send(Keep(task=task.info), (task.pidfd, *task.streams.values()))
 
     def finish(self, task: Task) -> bool:
         """Ask for the rest of an ended task's output. Returns False when there is no monitor."""
@@ -92,6 +95,15 @@ class Pump:
     def reopen(self, request: int, task: Task) -> bool:
         """Ask for a new log file. Returns False when there is no monitor."""
         return self._send(Reopen(request=request, task=task.info.id))
+
+    def copy(self, request: int, task: Task, streams: tuple[str, ...], fds: Sequence[int]) -> bool:
+        """Ask for copies of a task's output. Returns False when there is no monitor."""
+        message = Copy(request=request, task=task.info.id, streams=streams)
+        return self._send(message, tuple(fds))
+
+    def close_stdin(self, task: Task) -> None:
+        """Let the monitor close the end of a task's stdin."""
+        self._send(CloseStdin(task=task.info.id))
 
     def drop(self, task: Task) -> None:
         """Let the monitor close a task's descriptors."""

@@ -18,10 +18,13 @@ from typing import Any
 
 import msgspec
 
+from pycri.kernel.fds import close_all
+from pycri.kernel.sockets import open_tcp_sockets_in
 from pycri.model.ids import TaskId
 from pycri.spawner.births import Birth, Nursery
 from pycri.spawner.ends import Ends
 from pycri.spawner.pumps import Pump
+from pycri.spawner.relays import Relays
 from pycri.spawner.surroundings import Surroundings
 from pycri.spawner.tasks import Task
 from pycri.wire.channel import Channel
@@ -29,6 +32,8 @@ from pycri.wire.messages import (
     FROM_DAEMON,
     FROM_MONITOR,
     WIRE_VERSION,
+    Attach,
+    Copied,
     DaemonMessage,
     Done,
     Exec,
@@ -37,13 +42,16 @@ from pycri.wire.messages import (
     Failed,
     Finished,
     Forget,
+    HangUp,
     Hello,
     ListTasks,
+    OpenSockets,
     Quit,
     Reopened,
     ReopenLog,
     SandboxStarted,
     Signal,
+    Sockets,
     SpawnerMessage,
     StartContainer,
     StartSandbox,
@@ -66,7 +74,7 @@ class Spawner:
         self._pump = Pump(f"{run_dir}/monitor.sock", self._tasks.values)
         self._ends = Ends(f"{run_dir}/exits", self._tasks, self._finish)
         self._nursery = Nursery(around, self._forget_in_child)
-        self._reopening: set[int] = set()
+        self._relays = Relays(self._pump, self._send)
         self._wake_fd, self._signal_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._quitting = False
 
@@ -116,6 +124,7 @@ class Spawner:
             self._daemon.close()
             self._daemon = None
             self._nursery.abandon()
+            self._ends.hang_up_all()
 
     def _read_daemon(self) -> None:
         assert self._daemon is not None
@@ -130,7 +139,11 @@ class Spawner:
         if received is None:
             self._drop_daemon()
             return
-        self._answer(received[0])
+        message, fds = received
+        try:
+            self._answer(message, fds)
+        finally:
+            close_all(fds)
 
     def _send(self, message: SpawnerMessage, fds: tuple[int, ...] = ()) -> None:
         """Send to the daemon. One that does not read is dropped: it lists all when it returns."""
@@ -151,25 +164,31 @@ class Spawner:
 
     # the daemon's messages
 
-    def _answer(self, message: DaemonMessage) -> None:
+    def _answer(self, message: DaemonMessage, fds: list[int]) -> None:
         match message:
             case Hello():
                 self._greet()
             case StartSandbox() | StartContainer() | Exec():
                 self._begin(message)
             case ReopenLog():
-                self._reopen(message)
+                self._relays.reopen(message, self._tasks.get(message.task))
+            case Attach():
+                self._relays.attach(message, self._tasks.get(message.task), fds)
+            case OpenSockets():
+                self._open_sockets(message)
             case ListTasks():
                 described = tuple(task.describe() for task in self._tasks.values())
                 self._send(Tasks(request=message.request, tasks=described))
-            case Signal() | Forget() | Quit():
+            case Signal() | HangUp() | Forget() | Quit():
                 self._order(message)
 
-    def _order(self, message: Signal | Forget | Quit) -> None:
+    def _order(self, message: Signal | HangUp | Forget | Quit) -> None:
         match message:
             case Signal():
                 if message.task in self._tasks:
                     self._tasks[message.task].send_signal(message.signal)
+            case HangUp():
+                self._ends.hang_up(message.exec)
             case Forget():
                 self._forget(message.task)
             case Quit():
@@ -179,8 +198,8 @@ class Spawner:
                 self._quit()
         self._send(Done(request=message.request))
 
-    def _refuse(self, request: int, kind: str, step: str, reason: str) -> None:
-        self._send(Failed(request=request, kind=kind, step=step, errno=0, reason=reason))
+    def _refuse(self, request: int, kind: str, step: str, reason: str, errno: int = 0) -> None:
+        self._send(Failed(request=request, kind=kind, step=step, errno=errno, reason=reason))
 
     def _begin(self, message: StartSandbox | StartContainer | Exec) -> None:
         request = message.request
@@ -201,10 +220,7 @@ class Spawner:
             self._refuse(request, "state", "fork", str(error))
             return
         except OSError as error:
-            number, reason = error.errno or 0, error.strerror or ""
-            self._send(
-                Failed(request=request, kind="setup", step="fork", errno=number, reason=reason)
-            )
+            self._refuse(request, "setup", "fork", error.strerror or "", error.errno or 0)
             return
         self._watch(birth.channel, lambda: self._read_birth(birth))
 
@@ -217,14 +233,16 @@ class Spawner:
             raise LookupError(f"{task_id} is not running")
         return task.pidfd
 
-    def _reopen(self, message: ReopenLog) -> None:
-        task = self._tasks.get(message.task)
-        if task is None or not task.running:
-            self._refuse(message.request, "state", "reopen log", f"{message.task} is not running")
-        elif self._pump.reopen(message.request, task):
-            self._reopening.add(message.request)
-        else:
-            self._refuse(message.request, "setup", "reopen log", "the monitor is being replaced")
+    def _open_sockets(self, message: OpenSockets) -> None:
+        try:
+            sockets = open_tcp_sockets_in(message.path)
+        except OSError as error:
+            reason, number = error.strerror or "", error.errno or 0
+            self._refuse(message.request, "setup", "open sockets", reason, number)
+            return
+        fds = tuple(each.detach() for each in sockets)
+        self._send(Sockets(request=message.request), fds)
+        close_all(fds)
 
     def _forget(self, task_id: TaskId) -> None:
         task = self._tasks.get(task_id)
@@ -365,26 +383,14 @@ class Spawner:
                 task = self._tasks.get(task_id)
                 if task and task.record:
                     self._announce(task.record)
-            case Reopened(request=request, errno=number):
-                self._reopened(request, number)
-
-    def _reopened(self, request: int, number: int) -> None:
-        self._reopening.discard(request)
-        if number == 0:
-            self._send(Done(request=request))
-            return
-        reason = os.strerror(number)
-        self._send(
-            Failed(request=request, kind="setup", step="reopen log", errno=number, reason=reason)
-        )
+            case Reopened() | Copied():
+                self._relays.answered(received[0])
 
     def _replace_monitor(self) -> None:
         assert self._pump.channel is not None
         self._selector.unregister(self._pump.channel)
         self._pump.close()
-        for request in self._reopening:
-            self._refuse(request, "setup", "reopen log", "the monitor was replaced")
-        self._reopening.clear()
+        self._relays.lost()
         self._pump.start(self._forget_in_child)
         self._watch(self._pump.channel, self._read_monitor)
         self._greet()

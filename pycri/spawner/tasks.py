@@ -4,6 +4,8 @@
 import os
 import signal
 
+import msgspec
+
 from pycri.kernel import process
 from pycri.kernel.fds import close_all
 from pycri.model.ids import TaskId
@@ -11,13 +13,13 @@ from pycri.wire.messages import ExitRecord, TaskInfo
 
 
 class Task:
-    """A container or a pod's init. Owns its descriptors.
+    """A container or a pod's init. Owns its descriptors; streams: those named in `info.streams`.
 
     adopted: taken over from a former spawner: not our child, so only its pidfd tells of its end.
     forgotten: the daemon wants to hear no more of it; it is dropped at its end.
     """
 
-    def __init__(self, info: TaskInfo, pidfd: int, streams: tuple[int, ...], *, adopted: bool):
+    def __init__(self, info: TaskInfo, pidfd: int, streams: dict[str, int], *, adopted: bool):
         self.info = info
         self.pidfd = pidfd
         self.streams = streams
@@ -53,10 +55,16 @@ class Task:
             finished_ns=self.record.finished_ns,
         )
 
+    def give_away(self, name: str) -> int:
+        """Part from a stream. Returns its descriptor, caller closes."""
+        fd = self.streams.pop(name)
+        self.info = msgspec.structs.replace(self.info, streams=tuple(self.streams))
+        return fd
+
     def close(self) -> None:
         """Close every descriptor; again is fine."""
-        close_all((self.pidfd, *self.streams) if self.pidfd >= 0 else ())
-        self.pidfd, self.streams = -1, ()
+        close_all((self.pidfd, *self.streams.values()) if self.pidfd >= 0 else ())
+        self.pidfd, self.streams = -1, {}
 
 
 def new_task(task_id: TaskId, kind: str, pid: int, log_path: str, streams: dict[str, int]) -> Task:
@@ -69,11 +77,11 @@ def new_task(task_id: TaskId, kind: str, pid: int, log_path: str, streams: dict[
         log_path=log_path,
         streams=tuple(streams),
     )
-    return Task(info, os.pidfd_open(pid), tuple(streams.values()), adopted=False)
+    return Task(info, os.pidfd_open(pid), streams, adopted=False)
 
 
 def ended_task(record: ExitRecord) -> Task:
     """Describe a task of which only the exit record is left."""
-    task = Task(TaskInfo(id=record.id, kind="ended", pid=0, start_time=0), -1, (), adopted=True)
+    task = Task(TaskInfo(id=record.id, kind="ended", pid=0, start_time=0), -1, {}, adopted=True)
     task.record = record
     return task

@@ -89,6 +89,19 @@ def test_a_child_left_behind_does_not_hold_the_call(node: Node, container: str) 
     assert time.monotonic() - began < 10
 
 
+def test_what_is_left_behind_is_the_container_s_and_outlives_a_daemon(
+    own_node: Node, images: Images
+) -> None:
+    pod = own_node.run_pod("left")
+    container = own_node.run_container(pod, images["busybox"], command=["sleep", "600"])
+    own_node.exec(container, "sh", "-c", "sleep 611 & (setsid sleep 612 &)")
+    groups = own_node.shell(container, "for pid in $(pidof sleep); do cat /proc/$pid/cgroup; done")
+    assert "exec-" not in groups
+    own_node.kill("daemon")
+    own_node.start()
+    assert len(own_node.shell(container, "pidof sleep").split()) == 3
+
+
 def test_a_command_that_does_not_exist_is_named(node: Node, container: str) -> None:
     try:
         done = node.exec(container, "no-such-command")

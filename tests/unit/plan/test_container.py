@@ -8,6 +8,7 @@ from pycri.model.ids import ImageId, TaskId
 from pycri.model.plan import ContainerPlan
 from pycri.model.resources import Resources
 from pycri.model.security import ContainerSecurity, NamespaceMode, NamespaceModes, User
+from pycri.model.streams import ExecRequest
 from pycri.plan.container import container_cgroup, plan_container, plan_exec
 from tests.unit.plan.samples import (
     CONTAINER_ID,
@@ -118,19 +119,43 @@ def record() -> ContainerRecord:
     )
 
 
+def request(*cmd: str, tty: bool = False, stdin: bool = False, stderr: bool = True) -> ExecRequest:
+    return ExecRequest(
+        container_id=CONTAINER_ID, cmd=cmd, tty=tty, stdin=stdin, stdout=True, stderr=stderr
+    )
+
+
 def test_an_exec_runs_as_the_container_does() -> None:
     process = plan_container(container_inputs(spec=container_spec(tty=True))).process
-    plan = plan_exec(EXEC, record(), process, ("/bin/true", "x"), host_v2())
+    plan = plan_exec(EXEC, record(), process, request("/bin/true", "x"), host_v2())
     assert plan.container == TaskId(CONTAINER_ID)
     assert plan.cgroup.directories == (
         f"/sys/fs/cgroup/pycri/{POD_ID}/{CONTAINER_ID}/exec-{EXEC[:12]}",
     )
     assert plan.process == msgspec.structs.replace(process, args=("/bin/true", "x"), terminal=False)
-    assert not plan.stdin
+    assert plan.streams == ("stdout", "stderr")
+
+
+def test_an_exec_has_the_streams_that_are_asked_for() -> None:
+    process = plan_container(container_inputs()).process
+    asked = request("sh", stdin=True, stderr=False)
+    plan = plan_exec(EXEC, record(), process, asked, host_v2())
+    assert plan.streams == ("stdin", "stdout")
+    assert plan.process.env == process.env
+
+
+def test_an_exec_with_a_terminal_has_a_kind_of_terminal_unless_there_is_one() -> None:
+    process = plan_container(container_inputs()).process
+    plan = plan_exec(EXEC, record(), process, request("sh", tty=True), host_v2())
+    assert plan.process.terminal
+    assert plan.process.env == (*process.env, b"TERM=xterm")
+    set_already = msgspec.structs.replace(process, env=(b"TERM=linux", b"A=1"))
+    plan = plan_exec(EXEC, record(), set_already, request("sh", tty=True), host_v2())
+    assert plan.process.env == set_already.env
 
 
 def test_an_exec_of_nothing_is_refused() -> None:
     process = plan_container(container_inputs()).process
     with pytest.raises(InvalidRequest) as caught:
-        plan_exec(EXEC, record(), process, (), host_v2())
+        plan_exec(EXEC, record(), process, request(), host_v2())
     assert caught.value.field == "cmd"
