@@ -3,7 +3,7 @@
 # ruff: noqa: N802  the methods bear the CRI's names
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.node_v1_pb2_grpc import NodeServicer
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceServicer
 from pycri.cri.application import Images
+from pycri.cri.chunks import chunks
 from pycri.cri.decode import fields
 from pycri.cri.decode.image import decode_auth, decode_image_spec, decode_login
 from pycri.cri.encode import records as encode
@@ -33,13 +34,20 @@ class ImageService(ImageServiceServicer):
     async def ListImages(
         self, request: pb.ListImagesRequest, context: Context
     ) -> pb.ListImagesResponse:
-        """Return all, or the one the filter names, or none."""
-        if request.filter.image.image:
-            found = self._images.find(request.filter.image.image)
-            images = [found] if found else []
-        else:
-            images = list(self._images.images())
-        return pb.ListImagesResponse(images=[encode.encode_image(image) for image in images])
+        return pb.ListImagesResponse(images=list(self._listed(request.filter)))
+
+    async def StreamImages(
+        self, request: pb.StreamImagesRequest, context: Context
+    ) -> AsyncIterator[pb.StreamImagesResponse]:
+        for chunk in chunks(self._listed(request.filter)):
+            yield pb.StreamImagesResponse(images=chunk)
+
+    def _listed(self, wanted: pb.ImageFilter) -> Iterator[pb.Image]:
+        """Yield all, or the one the filter names, or none."""
+        if wanted.image.image:
+            found = self._images.find(wanted.image.image)
+            return map(encode.encode_image, [found] if found else [])
+        return map(encode.encode_image, self._images.images())
 
     async def ImageStatus(
         self, request: pb.ImageStatusRequest, context: Context

@@ -2,28 +2,18 @@
 """The part of RuntimeService that tells what pods and containers use."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
-from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Iterator
 
 import grpc  # noqa: TID251  the edge is its home
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
 from pycri.cri.application import Stats
+from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
 from pycri.cri.encode.stats import encode_container_stats, encode_pod_stats
 
 Context = grpc.aio.ServicerContext[object, object]
-
-CHUNK_BYTES = 1 << 20
-"""How much a message of a stream holds at most, unless one item alone is larger."""
-
-
-class _Sized(Protocol):
-    def ByteSize(self) -> int: ...
-
-
-T = TypeVar("T", bound=_Sized)
 
 
 class ObservationService(RuntimeServiceServicer):
@@ -83,17 +73,3 @@ class ObservationService(RuntimeServiceServicer):
     async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> Iterator[pb.PodSandboxStats]:
         stats = await self._stats.pods(id_prefix=wanted.id, labels=dict(wanted.label_selector))
         return map(encode_pod_stats, stats)
-
-
-def chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    """Yield the items in messages of at most CHUNK_BYTES; nothing for none."""
-    chunk: list[T] = []
-    size = 0
-    for item in items:
-        size += (own := item.ByteSize())
-        if chunk and size > CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], own
-        chunk.append(item)
-    if chunk:
-        yield chunk

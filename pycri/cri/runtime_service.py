@@ -2,11 +2,14 @@
 """RuntimeService: decode, call the application, encode. RPCs not here answer UNIMPLEMENTED."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
+from collections.abc import AsyncIterator, Iterator
+
 import grpc  # noqa: TID251  the edge is its home
 
 from pycri import __version__
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.application import Containers, Execs, Node, Sandboxes, Stats, Updates
+from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
 from pycri.cri.decode.container import decode_container_spec
 from pycri.cri.decode.handlers import RUNTIME_HANDLERS
@@ -76,11 +79,20 @@ class RuntimeService(ObservationService):
     async def ListPodSandbox(
         self, request: pb.ListPodSandboxRequest, context: Context
     ) -> pb.ListPodSandboxResponse:
-        wanted = decode.decode_pod_filter(request.filter)
+        return pb.ListPodSandboxResponse(items=list(self._listed_pods(request.filter)))
+
+    async def StreamPodSandboxes(
+        self, request: pb.StreamPodSandboxesRequest, context: Context
+    ) -> AsyncIterator[pb.StreamPodSandboxesResponse]:
+        for chunk in chunks(self._listed_pods(request.filter)):
+            yield pb.StreamPodSandboxesResponse(pod_sandboxes=chunk)
+
+    def _listed_pods(self, message: pb.PodSandboxFilter) -> Iterator[pb.PodSandbox]:
+        wanted = decode.decode_pod_filter(message)
         records = self._sandboxes.list(
             id_prefix=wanted.id_prefix, state=wanted.state, labels=wanted.labels
         )
-        return pb.ListPodSandboxResponse(items=[encode.encode_pod(record) for record in records])
+        return map(encode.encode_pod, records)
 
     async def CreateContainer(
         self, request: pb.CreateContainerRequest, context: Context
@@ -112,16 +124,23 @@ class RuntimeService(ObservationService):
     async def ListContainers(
         self, request: pb.ListContainersRequest, context: Context
     ) -> pb.ListContainersResponse:
-        wanted = decode.decode_container_filter(request.filter)
+        return pb.ListContainersResponse(containers=list(self._listed_containers(request.filter)))
+
+    async def StreamContainers(
+        self, request: pb.StreamContainersRequest, context: Context
+    ) -> AsyncIterator[pb.StreamContainersResponse]:
+        for chunk in chunks(self._listed_containers(request.filter)):
+            yield pb.StreamContainersResponse(containers=chunk)
+
+    def _listed_containers(self, message: pb.ContainerFilter) -> Iterator[pb.Container]:
+        wanted = decode.decode_container_filter(message)
         records = self._containers.list(
             id_prefix=wanted.id_prefix,
             pod_prefix=wanted.pod_prefix,
             state=wanted.state,
             labels=wanted.labels,
         )
-        return pb.ListContainersResponse(
-            containers=[encode.encode_container(record) for record in records]
-        )
+        return map(encode.encode_container, records)
 
     async def ContainerStatus(
         self, request: pb.ContainerStatusRequest, context: Context

@@ -16,12 +16,18 @@ from tests.world.images import Images
 
 def list_pods(node: Node, **terms: object) -> list[str]:
     request = cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(**terms))  # type: ignore[arg-type]
-    return sorted(pod.id for pod in node.runtime.ListPodSandbox(request).items)
+    pods = list(node.runtime.ListPodSandbox(request).items)
+    stream = node.runtime.StreamPodSandboxes(cri.StreamPodSandboxesRequest(filter=request.filter))
+    assert [pod for message in stream for pod in message.pod_sandboxes] == pods
+    return sorted(pod.id for pod in pods)
 
 
 def list_containers(node: Node, **terms: object) -> list[str]:
     request = cri.ListContainersRequest(filter=cri.ContainerFilter(**terms))  # type: ignore[arg-type]
-    return sorted(found.id for found in node.runtime.ListContainers(request).containers)
+    containers = list(node.runtime.ListContainers(request).containers)
+    stream = node.runtime.StreamContainers(cri.StreamContainersRequest(filter=request.filter))
+    assert [found for message in stream for found in message.containers] == containers
+    return sorted(found.id for found in containers)
 
 
 def test_a_node_says_who_it_is_and_that_it_is_ready(node: Node) -> None:

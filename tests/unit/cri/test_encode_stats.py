@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics as answers: absent stays absent, and messages of a stream are bounded."""
+"""Statistics as answers: absent stays absent."""
 
-from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.encode.stats import encode_container_stats, encode_pod_stats
-from pycri.cri.observation import CHUNK_BYTES, chunks
 from pycri.model.container import ContainerMetadata, ContainerRecord, ContainerSpec, ImageSpec
 from pycri.model.ids import ContainerId, ImageId, PodId
 from pycri.model.image import FilesystemUsage
@@ -117,12 +115,3 @@ def test_a_pod_s_statistics_hold_those_of_its_containers() -> None:
     assert shown.linux.io.psi.Full.Total == 3
     host_network = encode_pod_stats(PodStats(pod=POD, usage=GroupUsage(timestamp_ns=5)))
     assert not host_network.linux.HasField("network")
-
-
-def test_a_stream_s_messages_are_bounded_and_hold_all_in_order() -> None:
-    sizes = [10, CHUNK_BYTES - 20, 30, 3 * CHUNK_BYTES, 5, 5]
-    items = [pb.Container(id=f"{number}" * size) for number, size in enumerate(sizes)]
-    messages = list(chunks(items))
-    assert [item for message in messages for item in message] == items
-    assert [len(message) for message in messages] == [2, 1, 1, 2]
-    assert list(chunks([])) == []

@@ -2,6 +2,7 @@
 """The server on a real unix socket with a fake application behind it."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 
 from pycri import logs
@@ -20,7 +22,7 @@ from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from pycri.errors import PycriError
 from pycri.images.progress import LayerProgress
-from pycri.model.ids import Digest
+from pycri.model.ids import Digest, PodId
 from tests.world.fake_application import POD, FakeDaemon
 
 WAIT_S = 10
@@ -33,6 +35,7 @@ SERVED = {
     "ListContainers", "ContainerStatus", "ReopenContainerLog", "ExecSync", "UpdateRuntimeConfig",
     "Status", "RuntimeConfig", "ListImages", "ImageStatus", "PullImage", "RemoveImage",
     "ImageFsInfo",
+    "StreamPodSandboxes", "StreamContainers", "StreamImages",
     "ContainerStats", "ListContainerStats", "StreamContainerStats",
     "PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats",
 }  # fmt: skip
@@ -81,6 +84,10 @@ def test_all_43_rpcs_answer_and_only_later_ones_are_unimplemented(path: str) -> 
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=getattr(pb, method.output_type.name).FromString,
             )(getattr(pb, method.input_type.name)())
+            if isinstance(call, grpc.aio.UnaryStreamCall):
+                # The status of a stream comes after its messages.
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    [message async for message in call]
             if await call.code() is grpc.StatusCode.UNIMPLEMENTED:
                 assert await call.details() == f"{method.name} is not implemented yet"
                 unserved.add(method.name)
@@ -101,6 +108,32 @@ def test_a_pod_goes_through_and_is_listed(path: str) -> None:
         assert json.loads(status.info["info"])["sandboxID"] == POD
         plain = await stub.PodSandboxStatus(pb.PodSandboxStatusRequest(pod_sandbox_id=POD))
         assert not plain.info
+
+    play(path, scene)
+
+
+def test_a_list_too_long_for_one_message_comes_in_several(path: str) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        stub = RuntimeServiceStub(channel)
+        await stub.RunPodSandbox(pod_request())
+        (pod,) = world.sandboxes.pods.values()
+        spec = msgspec.structs.replace(pod.spec, annotations={"a": "x" * 100_000})
+        for number in range(30):
+            copy = msgspec.structs.replace(pod, id=PodId(str(number)), spec=spec)
+            world.sandboxes.pods[copy.id] = copy
+        listed = (await stub.ListPodSandbox(pb.ListPodSandboxRequest())).items
+        stream = stub.StreamPodSandboxes(pb.StreamPodSandboxesRequest())
+        messages = [message async for message in stream]
+        assert len(messages) == 3
+        assert [item for message in messages for item in message.pod_sandboxes] == list(listed)
+
+    play(path, scene)
+
+
+def test_an_empty_list_is_a_stream_without_messages(path: str) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        stub = RuntimeServiceStub(channel)
+        assert [m async for m in stub.StreamContainers(pb.StreamContainersRequest())] == []
 
     play(path, scene)
 
