@@ -54,6 +54,35 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise ValueError(f"range: {self.range!r} has no room for a gateway and a pod")
 
 
+_HOST = r"[A-Za-z0-9.-]+(:[0-9]+)?"
+_PATH = r"(/[a-z0-9._-]+)"
+RepositoryPrefix = Annotated[str, Meta(pattern=rf"^{_HOST}{_PATH}*$")]
+Repository = Annotated[str, Meta(pattern=rf"^{_HOST}{_PATH}+$")]
+ImageRule = Annotated[str, Meta(pattern=rf"^(\*|\*\.[A-Za-z0-9.-]+(:[0-9]+)?|{_HOST}{_PATH}*)$")]
+
+
+class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which images may be pulled. Imports are not asked: they are the operator's own act."""
+
+    verifier_dir: Annotated[
+        AbsolutePath,
+        Meta(description="Folder of programs in containerd's image-verifier protocol."),
+    ] = "/opt/pycri/image-verifier/bin"
+    max_verifiers: Annotated[
+        int, Meta(ge=1, description="Most programs in verifier_dir; with more nothing is verified.")
+    ] = 10
+    verifier_timeout_s: Annotated[
+        float, Meta(gt=0, description="Seconds for each verifier; a late one rejects the image.")
+    ] = 10.0
+    rules: Annotated[
+        dict[ImageRule, Literal["accept", "reject", "verify"]],
+        Meta(
+            description='Registry, registry/path, *.domain or "*", to accept, reject or verify; '
+            "the most specific counts."
+        ),
+    ] = {}
+
+
 class ImageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where images come from."""
 
@@ -61,6 +90,19 @@ class ImageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         dict[str, Annotated[str, Meta(pattern=r"^https?://")]],
         Meta(description='Registry host to the URL asked in its place: "docker.io" = "http://…".'),
     ] = {}
+    default_prefix: Annotated[
+        RepositoryPrefix,
+        Meta(description="What stands before a name of one part; its host before any other."),
+    ] = "docker.io/library"
+    pinned: Annotated[
+        tuple[str, ...],
+        Meta(description="Patterns (*, ?) of full names that no collector of images shall remove."),
+    ] = ()
+    aliases: Annotated[
+        dict[Annotated[str, Meta(pattern=r"^[a-z0-9._/-]+$")], Repository],
+        Meta(description='Short names of the node, without tag: "tools" = "host.test/team/tools".'),
+    ] = {}
+    policy: PolicySettings = PolicySettings()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

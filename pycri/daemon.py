@@ -18,11 +18,14 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pycri.config import Settings
+from pycri.config import ImageSettings, Settings
 from pycri.errors import Unavailable, WrongState
+from pycri.images.admission import Admission, Verifiers
 from pycri.images.manifest import host_platform
+from pycri.images.policy import ImagePolicy
+from pycri.images.reference import NameDefaults
 from pycri.images.registry import RegistryClient
-from pycri.images.store import ImageStore
+from pycri.images.store import ImageRules, ImageStore
 from pycri.kernel.features import probe_host
 from pycri.logs import Log
 from pycri.model.host import HostFacts
@@ -140,7 +143,20 @@ def _image_store(
         database,
         platform=host_platform(os.uname().machine),
         registry=registry,
+        rules=_image_rules(foundation.settings.images),
         layers_in_use=layers_in_use,
+    )
+
+
+def _image_rules(settings: ImageSettings) -> ImageRules:
+    policy = settings.policy
+    verifiers = Verifiers(
+        Path(policy.verifier_dir), most=policy.max_verifiers, timeout_s=policy.verifier_timeout_s
+    )
+    return ImageRules(
+        admission=Admission(ImagePolicy(policy.rules), verifiers),
+        defaults=NameDefaults(prefix=settings.default_prefix, aliases=settings.aliases),
+        pinned=settings.pinned,
     )
 
 

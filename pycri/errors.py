@@ -13,6 +13,7 @@ PycriError
 ├── Denied               a registry refused the credentials
 ├── RegistryUnavailable  a registry cannot be reached or answers with a server error
 ├── CorruptImage         content that does not match its digest, or is not what it says
+├── SignatureRejected    the node's policy, or a verifier it asks, does not let an image in
 ├── ImageVolumeMountFailed   an image cannot be mounted as a volume; names the mount
 ├── RecursiveReadOnlyUnsupported   the kernel cannot make submounts read-only
 ├── InvalidSettings      a settings file is unreadable or wrong; names file and key
@@ -82,6 +83,10 @@ class RegistryUnavailable(PycriError):
 
 class CorruptImage(PycriError):
     """Image content does not match its digest or is not what it claims to be."""
+
+
+class SignatureRejected(PycriError):
+    """The node's image policy, or a verifier it asks, does not let an image in."""
 
 
 class ImageVolumeMountFailed(PycriError):

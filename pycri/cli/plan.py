@@ -18,13 +18,15 @@ def plan(request: TextIO, path: Path | None) -> None:
     """
     from pycri.config import load
     from pycri.cri.decode.document import decode_document
+    from pycri.images.reference import NameDefaults
     from pycri.images.stored import StoredImages
     from pycri.kernel.features import probe_host
     from pycri.pods.preview import Preview
 
     pod, container = decode_document(request.read())
     settings = load(path)
-    images = StoredImages.read(Path(settings.images_dir), Path(settings.database_path))
+    defaults = NameDefaults(prefix=settings.images.default_prefix, aliases=settings.images.aliases)
+    images = StoredImages.read(Path(settings.images_dir), Path(settings.database_path), defaults)
     preview = Preview(settings, probe_host(), images)
     text = preview.pod(pod) if container is None else preview.container(pod, container)
     click.echo(text, nl=False)

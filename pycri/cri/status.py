@@ -23,6 +23,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.Denied: grpc.StatusCode.PERMISSION_DENIED,
     errors.RegistryUnavailable: grpc.StatusCode.UNKNOWN,
     errors.CorruptImage: grpc.StatusCode.UNKNOWN,
+    errors.SignatureRejected: grpc.StatusCode.UNKNOWN,
     errors.ImageVolumeMountFailed: grpc.StatusCode.UNKNOWN,
     errors.RecursiveReadOnlyUnsupported: grpc.StatusCode.UNKNOWN,
     errors.InvalidSettings: grpc.StatusCode.INTERNAL,
@@ -31,6 +32,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
 
 CRI_NAMES: dict[type[BaseException], str] = {
     errors.RegistryUnavailable: "RegistryUnavailable",
+    errors.SignatureRejected: "SignatureValidationFailed",
     errors.ImageVolumeMountFailed: "ImageVolumeMountFailed",
     errors.RecursiveReadOnlyUnsupported: "RROUnsupported",
 }

@@ -2,12 +2,13 @@
 """The images in memory, and the ways to name one. No I/O."""
 
 import re
+from fnmatch import fnmatchcase
 from typing import Final
 
 import msgspec
 
 from pycri.errors import InvalidRequest
-from pycri.images.reference import parse_reference
+from pycri.images.reference import FIELD_DEFAULTS, NameDefaults, parse_reference
 from pycri.model.ids import ImageId
 from pycri.model.image import Image
 
@@ -15,9 +16,17 @@ _ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
 
 class ImageNames:
-    """Images by id, tag and digest."""
+    """Images by id, tag and digest.
 
-    def __init__(self) -> None:
+    defaults: what short names stand for. pinned: patterns of full names, as in a shell; an image
+    with a name that fits one is pinned.
+    """
+
+    def __init__(
+        self, defaults: NameDefaults = FIELD_DEFAULTS, pinned: tuple[str, ...] = ()
+    ) -> None:
+        self._defaults = defaults
+        self._pinned = pinned
         self._images: dict[ImageId, Image] = {}
         self._by_name: dict[str, ImageId] = {}
 
@@ -27,7 +36,8 @@ class ImageNames:
 
     def put(self, image: Image) -> None:
         """Add an image, or what has become of one."""
-        self._images[image.id] = image
+        pinned = self._is_pinned(image)
+        self._images[image.id] = msgspec.structs.replace(image, pinned=pinned)
         self._index()
 
     def discard(self, image_id: ImageId) -> None:
@@ -40,7 +50,7 @@ class ImageNames:
 
         A name comes before the beginning of an id, and that must fit one image only.
         """
-        image_id = self._by_name.get(name) or self._by_name.get(_full(name))
+        image_id = self._by_name.get(name) or self._by_name.get(self._full(name))
         if image_id is not None:
             return self._images[image_id]
         if not (match := _ID.fullmatch(name)):
@@ -74,9 +84,12 @@ class ImageNames:
             for name in (*image.tags, *image.digests, image.id)
         }
 
+    def _is_pinned(self, image: Image) -> bool:
+        names = (*image.tags, *image.digests)
+        return any(fnmatchcase(name, pattern) for name in names for pattern in self._pinned)
 
-def _full(name: str) -> str:
-    try:
-        return str(parse_reference(name))
-    except InvalidRequest:
-        return ""
+    def _full(self, name: str) -> str:
+        try:
+            return str(parse_reference(name, self._defaults))
+        except InvalidRequest:
+            return ""

@@ -7,11 +7,13 @@
     team/web:1.2@sha256:...        docker.io/team/web@sha256:...   the digest says all
 
 The first part of a path is a registry's host if it holds a dot or a colon, or is "localhost"; else
-the registry is docker.io, where a path of one part is below "library/".
+the registry is docker.io, where a path of one part is below "library/". A node may have other
+defaults for names without a host, and names of its own.
 Source: distribution/reference (the grammar that the kubelet applies too).
 """
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -21,6 +23,7 @@ from pycri.model.ids import Digest, is_digest
 
 DEFAULT_HOST: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
+_LIBRARY: Final = f"{DEFAULT_HOST}/library"
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
@@ -59,7 +62,21 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
         return self.with_digest(self.digest) if self.digest else f"{self.repository}:{self.tag}"
 
 
-def parse_reference(text: str) -> Reference:
+class NameDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What names without a registry's host stand for.
+
+    prefix: `host/path`, before a name of one part; before one of several parts its host alone.
+    aliases: short names, without tag, to repositories.
+    """
+
+    prefix: str = _LIBRARY
+    aliases: Mapping[str, str] = {}
+
+
+FIELD_DEFAULTS: Final = NameDefaults()
+
+
+def parse_reference(text: str, defaults: NameDefaults = FIELD_DEFAULTS) -> Reference:
     """Return the full reference that a user means by `text`.
 
     Raises: InvalidRequest (field "image") if it cannot name an image in a registry.
@@ -70,7 +87,7 @@ def parse_reference(text: str) -> Reference:
     name, tag = _split_tag(name)
     if tag is not None and not _TAG.fullmatch(tag):
         raise _invalid(text, f"{tag!r} is not a tag")
-    host, path = _split_host(name)
+    host, path = _split_host(defaults.aliases.get(name, name), defaults.prefix)
     if not _HOST.fullmatch(host):
         raise _invalid(text, f"{host!r} is not a registry host")
     if not _PATH.fullmatch(path):
@@ -88,11 +105,17 @@ def _split_tag(name: str) -> tuple[str, str | None]:
     return (head, last) if colon and "/" not in last else (name, None)
 
 
-def _split_host(name: str) -> tuple[str, str]:
+def _split_host(name: str, prefix: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    if slash and (first == "localhost" or "." in first or ":" in first or first != first.lower()):
-        return _canonical_host(first), _in_library(_canonical_host(first), rest)
-    return DEFAULT_HOST, _in_library(DEFAULT_HOST, name)
+    if not (slash and _is_host(first)):
+        base = prefix if not slash else prefix.partition("/")[0]
+        first, _, rest = f"{base}/{name}".partition("/")
+    host = _canonical_host(first)
+    return host, _in_library(host, rest)
+
+
+def _is_host(first: str) -> bool:
+    return first == "localhost" or "." in first or ":" in first or first != first.lower()
 
 
 def _canonical_host(host: str) -> str:

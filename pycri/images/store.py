@@ -19,7 +19,10 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from pycri.errors import CorruptImage, InvalidRequest, Unsupported
+from pycri.images.admission import Admission
 from pycri.images.content import ContentSource, Document
 from pycri.images.joining import JoinedTasks
 from pycri.images.layers import LayerStore
@@ -36,7 +39,7 @@ from pycri.images.manifest import (
 )
 from pycri.images.names import ImageNames
 from pycri.images.progress import LayerProgress, PullProgress
-from pycri.images.reference import Reference, parse_reference
+from pycri.images.reference import FIELD_DEFAULTS, NameDefaults, Reference, parse_reference
 from pycri.images.registry import RegistryClient
 from pycri.model.ids import Digest
 from pycri.model.image import FilesystemUsage, Image, RegistryAuth
@@ -47,6 +50,14 @@ _LAYERS_AT_ONCE: Final = 3
 _DEEPEST_INDEX: Final = 4
 _LONGEST_CONFIG: Final = 8 * 1024 * 1024
 _PullKey = tuple[str, RegistryAuth | None]
+
+
+class ImageRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the node's settings say. pinned: patterns of full names."""
+
+    admission: Admission
+    defaults: NameDefaults = FIELD_DEFAULTS
+    pinned: tuple[str, ...] = ()
 
 
 class ImageStore:
@@ -62,6 +73,7 @@ class ImageStore:
         *,
         platform: Platform,
         registry: RegistryClient,
+        rules: ImageRules,
         layers_in_use: Callable[[], frozenset[Digest]],
     ) -> None:
         self._directory = directory
@@ -70,7 +82,8 @@ class ImageStore:
         self._registry = registry
         self._layers_in_use = layers_in_use
         self._layers = LayerStore(directory / "layers", database)
-        self._names = ImageNames()
+        self._rules = rules
+        self._names = ImageNames(rules.defaults, rules.pinned)
         self._pulls: JoinedTasks[_PullKey, Image] = JoinedTasks()
         self._progress: dict[_PullKey, PullProgress] = {}
         self._held: Counter[Digest] = Counter()
@@ -131,22 +144,25 @@ class ImageStore:
         A caller that is cancelled leaves; the last one to leave cancels the pull. After a failure
         nothing is left of it.
         Raises: InvalidRequest, NotFound, Denied, RegistryUnavailable, TimedOut, CorruptImage,
-            Unsupported, OutOfResources, SetupFailed.
+            Unsupported, OutOfResources, SetupFailed, SignatureRejected.
         """
-        reference = parse_reference(name)
+        reference = parse_reference(name, self._rules.defaults)
+        self._rules.admission.check_name(reference)
         key = str(reference), auth
         return await self._pulls.run(key, lambda: self._pull(key, reference))
 
     def pull_progress(self, name: str, auth: RegistryAuth | None) -> tuple[LayerProgress, ...]:
         """Return how far the layers of a pull under way are; () until its manifest is known."""
-        progress = self._progress.get((str(parse_reference(name)), auth))
+        progress = self._progress.get((str(parse_reference(name, self._rules.defaults)), auth))
         return progress.layers() if progress else ()
 
     async def _pull(self, key: _PullKey, reference: Reference) -> Image:
         progress = self._progress[key] = PullProgress(self._layers.transfers, self._layers)
         try:
             source = self._registry.source(reference, key[1])
-            return await self._fetch(source, reference, progress)
+            root = await source.root()
+            await self._rules.admission.check_content(reference, root)
+            return await self._fetch(source, root, reference, progress)
         finally:
             if self._progress.get(key) is progress:
                 del self._progress[key]
@@ -156,11 +172,12 @@ class ImageStore:
 
         Raises: InvalidRequest, CorruptImage, Unsupported, NotFound, OutOfResources, SetupFailed.
         """
-        reference = parse_reference(name)
+        reference = parse_reference(name, self._rules.defaults)
         if reference.digest:
             raise InvalidRequest("image", "an import needs a tag; its digest is what it is")
         progress = PullProgress(self._layers.transfers, self._layers)
-        return await self._fetch(LayoutSource(path, reference, self._platform), reference, progress)
+        source = LayoutSource(path, reference, self._platform)
+        return await self._fetch(source, await source.root(), reference, progress)
 
     async def remove(self, name: str) -> None:
         """Remove the image with all its names; one that is not there is fine."""
@@ -182,9 +199,8 @@ class ImageStore:
         await self._layers.remove(self._layers.digests() - needed)
 
     async def _fetch(
-        self, source: ContentSource, reference: Reference, progress: PullProgress
+        self, source: ContentSource, root: Document, reference: Reference, progress: PullProgress
     ) -> Image:
-        root = await source.root()
         manifest = await self._choose_manifest(source, root, str(reference))
         body = await _read_config(source, manifest.config)
         config = parse_config(body, manifest.config.digest, len(manifest.layers))

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from pycri.images.names import ImageNames
+from pycri.images.reference import NameDefaults
 from pycri.model.ids import Digest
 from pycri.model.image import Image
 from pycri.state.database import read_database
@@ -14,16 +15,16 @@ from pycri.state.records import load_images
 class StoredImages:
     """Images by name, and where their layers are. directory: `layers/` is in it."""
 
-    def __init__(self, directory: Path, images: list[Image]) -> None:
+    def __init__(self, directory: Path, images: list[Image], defaults: NameDefaults) -> None:
         self._layers = directory / "layers"
-        self._names = ImageNames()
+        self._names = ImageNames(defaults)
         for image in images:
             self._names.put(image)
 
     @classmethod
-    def read(cls, directory: Path, database: Path) -> "StoredImages":
+    def read(cls, directory: Path, database: Path, defaults: NameDefaults) -> "StoredImages":
         """Read them; a node without a database has none. Raises: Unsupported, Unavailable."""
-        return cls(directory, read_database(database, load_images) or [])
+        return cls(directory, read_database(database, load_images) or [], defaults)
 
     def find(self, name: str) -> Image | None:
         """Return the image a user means, if all its layers are there."""

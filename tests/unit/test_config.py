@@ -94,3 +94,17 @@ def test_settings_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         config.Settings().run_dir = "/elsewhere"  # type: ignore[misc]
     assert msgspec.structs.replace(config.Settings(), run_dir="/x").pins_dir == "/x/ns"
+
+
+@pytest.mark.parametrize(
+    "rule", ["*", "docker.io", "node:5000", "*.example.test", "docker.io/library/web", "a.b/c"]
+)
+def test_an_image_rule_names_a_registry_or_a_repository(rule: str, tmp_path: Path) -> None:
+    text = f'[images.policy.rules]\n"{rule}" = "verify"\n'
+    assert config.load(write(tmp_path, text)).images.policy.rules == {rule: "verify"}
+
+
+@pytest.mark.parametrize("rule", ["", "**", "a*b", "docker.io/", "docker.io/web:1", "https://a.b"])
+def test_an_image_rule_that_could_never_fit_is_refused(rule: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSettings, match=r"images\.policy\.rules"):
+        config.load(write(tmp_path, f'[images.policy.rules]\n"{rule}" = "verify"\n'))

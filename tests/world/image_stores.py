@@ -9,15 +9,30 @@ from pathlib import Path
 
 from aiohttp import web
 
+from pycri.images.admission import Admission, Verifiers
 from pycri.images.manifest import host_platform
+from pycri.images.policy import ImagePolicy, Verdict
 from pycri.images.registry import RegistryClient
-from pycri.images.store import ImageStore
+from pycri.images.store import ImageRules, ImageStore
 from pycri.model.ids import Digest
 from pycri.state.database import Database
 from tests.world.oci import Image
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REPOSITORY = "tests/image"
+
+
+def make_rules(
+    folder: Path,
+    rules: dict[str, Verdict] | None = None,
+    *,
+    timeout_s: float = 20.0,
+    most: int = 10,
+    pinned: tuple[str, ...] = (),
+) -> ImageRules:
+    """Make the rules of a store whose verifiers are in FOLDER/verifiers; all is accepted."""
+    verifiers = Verifiers(folder / "verifiers", most=most, timeout_s=timeout_s)
+    return ImageRules(admission=Admission(ImagePolicy(rules or {}), verifiers), pinned=pinned)
 
 
 @asynccontextmanager
@@ -27,6 +42,7 @@ async def open_store(
     in_use: Callable[[], frozenset[Digest]] = frozenset,
     mirrors: dict[str, str] | None = None,
     stall_timeout_s: float = 20.0,
+    rules: ImageRules | None = None,
 ) -> AsyncIterator[ImageStore]:
     """Open a store in `folder`, which may hold what a former one left."""
     database = await Database.open(folder / "pycri.db")
@@ -36,6 +52,7 @@ async def open_store(
         database,
         platform=host_platform(os.uname().machine),
         registry=client,
+        rules=rules or make_rules(folder),
         layers_in_use=in_use,
     )
     try:

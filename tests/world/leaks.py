@@ -152,13 +152,14 @@ def read_processes(scope: Scope) -> Things:
 
 
 def read_network_namespaces(scope: Scope) -> Things:
-    """Network namespaces in which a process of this session is; pins are mounts."""
+    """Network namespaces but ours in which a process of this session is; pins are mounts."""
     everyone = _all_processes()
+    ours = os.stat("/proc/self/ns/net").st_ino
     things = {}
     for process in everyone.values():
         with contextlib.suppress(OSError):
             inode = os.stat(f"/proc/{process.pid}/ns/net").st_ino
-            if str(inode) not in things and _is_ours(process, everyone, scope):
+            if inode != ours and str(inode) not in things and _is_ours(process, everyone, scope):
                 things[str(inode)] = f"net:[{inode}] of pid {process.pid}: {process.command[:80]}"
     return things
 

@@ -17,6 +17,7 @@ from pycri.cli.main import main
 from pycri.config import Settings
 from pycri.cri.decode.document import decode_document
 from pycri.errors import Unsupported
+from pycri.images.reference import FIELD_DEFAULTS
 from pycri.images.stored import StoredImages
 from pycri.kernel.features import probe_host
 from pycri.model.host import HostFacts
@@ -29,7 +30,7 @@ REQUESTS = sorted(path.stem for path in PLANS.glob("*.json"))
 
 def steps(text: str, host: HostFacts) -> str:
     pod, container = decode_document(text)
-    preview = Preview(Settings(), host, StoredImages(Path("/nowhere"), []))
+    preview = Preview(Settings(), host, StoredImages(Path("/nowhere"), [], FIELD_DEFAULTS))
     return preview.pod(pod) if container is None else preview.container(pod, container)
 
 

@@ -80,3 +80,29 @@ def test_a_discarded_image_has_no_name_left(names: ImageNames) -> None:
     names.discard(ImageId(f"sha256:{FIRST}"))
     assert names.find("web") is None and names.find(FIRST) is None
     assert len(names.images()) == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "pinned"),
+    [
+        ("docker.io/library/web:latest", True),
+        ("docker.io/*:latest", True),
+        ("*/web@sha256:*", True),
+        ("web", False),
+        ("docker.io/library/we", False),
+    ],
+)
+def test_an_image_with_a_name_that_fits_a_pattern_is_pinned(pattern: str, pinned: bool) -> None:
+    names = ImageNames(pinned=("quay.io/*", pattern))
+    repository = "docker.io/library/web"
+    names.put(image(FIRST, tags=(f"{repository}:latest",), digests=(f"{repository}@{MANIFEST}",)))
+    names.put(image(SECOND, tags=("ghcr.io/team/web:1",)))
+    assert [found.pinned for found in names.images()] == [pinned, False]
+
+
+def test_an_image_that_loses_its_pinned_name_is_pinned_no_more() -> None:
+    names = ImageNames(pinned=("*:stable",))
+    names.put(image(FIRST, tags=("quay.io/web:stable",), digests=("quay.io/web@" + MANIFEST,)))
+    for changed in names.with_pulled(image(SECOND, tags=("quay.io/web:stable",))):
+        names.put(changed)
+    assert {found.id[7:]: found.pinned for found in names.images()} == {FIRST: False, SECOND: True}

@@ -2,7 +2,7 @@
 import pytest
 
 from pycri.errors import InvalidRequest
-from pycri.images.reference import parse_reference
+from pycri.images.reference import NameDefaults, parse_reference
 
 HEX = "0123456789abcdef" * 4
 
@@ -55,3 +55,23 @@ def test_what_cannot_name_an_image_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_reference(text)
     assert caught.value.field == "image"
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("web", "node.local:5000/mirror/web:latest"),
+        ("team/web:1", "node.local:5000/team/web:1"),
+        ("docker.io/web", "docker.io/library/web:latest"),
+        ("quay.io/web:1", "quay.io/web:1"),
+        ("tools", "quay.io/ops/tools:latest"),
+        ("tools:2", "quay.io/ops/tools:2"),
+        (f"tools@sha256:{HEX}", f"quay.io/ops/tools@sha256:{HEX}"),
+        ("tools/more", "node.local:5000/tools/more:latest"),
+        ("base", "docker.io/library/base:latest"),
+    ],
+)
+def test_a_node_has_defaults_and_names_of_its_own(text: str, full: str) -> None:
+    aliases = {"tools": "quay.io/ops/tools", "base": "docker.io/base"}
+    defaults = NameDefaults(prefix="node.local:5000/mirror", aliases=aliases)
+    assert str(parse_reference(text, defaults)) == full
