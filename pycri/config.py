@@ -28,9 +28,32 @@ OptionalPath = Annotated[str, Meta(pattern=r"^(/.*)?$")]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=15)]
 
 
-class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The built-in network: a bridge, an address range and a table of nftables."""
+class CniSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where plugins of the Container Network Interface are, and what they are told."""
 
+    conf_dir: Annotated[
+        AbsolutePath,
+        Meta(description="Network configurations; the first file by name is the pods' network."),
+    ] = "/etc/cni/net.d"
+    bin_dirs: Annotated[
+        tuple[AbsolutePath, ...],
+        Meta(min_length=1, description="Folders of plugins; of equal names the first counts."),
+    ] = ("/opt/cni/bin", "/usr/lib/cni")
+    timeout_s: Annotated[
+        int, Meta(ge=1, le=600, description="How long one run of a plugin may take, seconds.")
+    ] = 60
+
+
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The network of pods: CNI plugins, or the built-in one with bridge, range and table."""
+
+    kind: Annotated[
+        Literal["auto", "builtin", "cni"],
+        Meta(
+            description='"auto": CNI from when a configuration first stands in cni.conf_dir, and'
+            ' built-in until then; "builtin" or "cni": always.'
+        ),
+    ] = "auto"
     bridge: Annotated[Identifier, Meta(description="Name of the bridge pods are attached to.")] = (
         "pycri0"
     )
@@ -44,6 +67,7 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     mtu: Annotated[
         int, Meta(ge=576, le=65535, description="MTU of the bridge and of pod interfaces, bytes.")
     ] = 1500
+    cni: CniSettings = CniSettings()
 
     def __post_init__(self) -> None:
         try:

@@ -30,7 +30,7 @@ from pycri.kernel.features import probe_host
 from pycri.logs import Log
 from pycri.model.host import HostFacts
 from pycri.model.ids import Digest
-from pycri.network.bridge import BridgeNetwork
+from pycri.network.choice import make_pod_network
 from pycri.network.interface import PodNetwork
 from pycri.pods.apparmor import load_default_profile
 from pycri.pods.catalogue import Catalogue
@@ -117,17 +117,13 @@ async def _application(
             layout=Layout(settings),
             groups=Groups(host),
         )
-        network = _pod_network(settings, database)
+        network = make_pod_network(settings, database)
         stack.push_async_callback(network.close)
         images = _image_store(foundation, database, registry)
         await catalogue.load()
         await images.open()
         stack.push_async_callback(images.close)
         yield await _connect(foundation, database, images, network, spawner_socket)
-
-
-def _pod_network(settings: Settings, database: Database) -> PodNetwork:
-    return BridgeNetwork(settings.network, database)
 
 
 def _image_store(

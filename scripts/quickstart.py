@@ -31,6 +31,7 @@ run_dir = "{folder}/run"
 cgroup_parent = "/pycri-quickstart"
 
 [network]
+kind = "builtin"
 bridge = "pycriquick0"
 table = "pycriquick"
 range = "10.89.0.0/24"

@@ -25,7 +25,9 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses that the pod is known by: its main interface's, without prefix lengths."""
-        if not self.interfaces:
-            return ()
-        return tuple(address.partition("/")[0] for address in self.interfaces[0].addresses)
+        """The addresses that the pod is known by, without prefix lengths, its main one first."""
+        return tuple(
+            address.partition("/")[0]
+            for interface in self.interfaces
+            for address in interface.addresses
+        )

@@ -105,6 +105,9 @@ class Netlink:
     def set_up(self, name: str, *, mtu: int) -> None:
         self._change((_RTM_SETLINK, 0, _link(name, [("IFLA_MTU", mtu)], up=True)))
 
+    def set_loopback_up(self) -> None:
+        self._change((_RTM_SETLINK, 0, _link("lo", [], up=True)))
+
     def create_veth(self, name: str, *, master: int, netns_fd: int, mac: str, mtu: int) -> None:
         """Make a pair: `name` here, up and in the bridge `master`, and eth0 in another namespace.
 

@@ -19,7 +19,7 @@ class Node:
         network = self._network.problem()
         return [
             _condition("RuntimeReady", self._spawner.problem(), "SpawnerLost"),
-            _condition("NetworkReady", network, "NetworkNotReady"),
+            _condition("NetworkReady", network, "NetworkPluginNotReady"),
         ]
 
     def user_namespaces(self) -> bool:

@@ -15,6 +15,7 @@ from pycri.model.ids import ContainerId, ImageId, PodId, TaskId
 from pycri.model.image import Image, ImageConfig
 from pycri.model.pod import PodRecord, PodSpec
 from pycri.model.security import NamespaceMode
+from pycri.network.choice import preview_attachment
 from pycri.plan.container import ContainerInputs, plan_container
 from pycri.plan.mounts import VolumeLayers
 from pycri.plan.sandbox import plan_sandbox
@@ -42,12 +43,11 @@ class Preview:
         """Return the steps of RunPodSandbox. Raises: InvalidRequest, Unsupported."""
         paths = self._layout.pod_paths(POD, spec)
         plan = plan_sandbox(POD, spec, paths, self._host, self._settings.cgroup_parent)
-        network = self._settings.network
         lines = [f"file {paths.hostname}", f"file {paths.resolv_conf}"]
         lines += [f"directory {spec.log_directory}"] if spec.log_directory else []
         text = "".join(f"{line}\n" for line in lines) + render_plan(plan)
         if "net" in paths.pins:
-            text += f"attach to {network.bridge}, with a free address of {network.range}\n"
+            text += preview_attachment(self._settings.network, spec)
         return f"{text}file {paths.hosts}\n"
 
     def container(self, pod: PodSpec, spec: ContainerSpec) -> str:

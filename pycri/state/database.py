@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The database: one SQLite file, one writer thread, short transactions.
 
-What the tables hold is in `records.py` and `network/ipam.py`; here is how they are kept.
+What the tables hold is in `records.py`, `network/ipam.py` and `network/cni/attachments.py`; here is
+how they are kept.
 
 The journal is a write-ahead log with synchronous=NORMAL: a commit survives the death of the daemon,
 and loss of power may take the last commits back but never tears one. That is enough for pods, since
@@ -42,6 +43,12 @@ MIGRATIONS: Final = (
     ) STRICT;
     """,
     "UPDATE pods SET record = attachment_with_interfaces(record);",
+    """
+    CREATE TABLE cni_attachments (
+        pod_id TEXT NOT NULL, interface TEXT NOT NULL, record BLOB NOT NULL,
+        UNIQUE (pod_id, interface)
+    ) STRICT;
+    """,
 )
 """Element N turns version N into N + 1. A field added to a record needs a step as well, if only an
 empty one: it is what makes an older pycri refuse the file instead of dropping the field."""

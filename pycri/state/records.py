@@ -116,6 +116,10 @@ def save_meta(connection: sqlite3.Connection, key: str, value: str) -> None:
     connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
 
 
+def delete_meta(connection: sqlite3.Connection, key: str) -> None:
+    connection.execute("DELETE FROM meta WHERE key = ?", (key,))
+
+
 def load_meta(connection: sqlite3.Connection, key: str) -> str | None:
     """Return the fact named `key` ("boot_id", "pod_cidr"), or None if it was never saved."""
     row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

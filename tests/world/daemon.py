@@ -98,11 +98,14 @@ class Node:
         prefix: int = 24,
         log_level: str = "debug",
         run_dir: Path | None = None,
+        network: str = 'kind = "builtin"',
+        netns: str = "",
     ) -> None:
         """Write the config of a new node. Nothing runs yet.
 
         settings: TOML of further keys. prefix: length of the address range's. run_dir: elsewhere
-        than in the node's folder.
+        than in the node's folder. network: TOML of further keys of its table. netns: the network
+        namespace that is the node's host; "" is ours.
         """
         self.name = f"{leaks.NAME_PREFIX}{session.session_id}n{next(_numbers)}"
         self.folder = Path(scope.folders[0], self.name)
@@ -110,6 +113,7 @@ class Node:
         self.state_dir = self.folder / "state"
         self.config = self.folder / "config.toml"
         self.subnet = session.claim_subnet()
+        self._enter = ["nsenter", f"--net={netns}"] if netns else []
         self._scope = scope
         self._watched = {str(self.run_dir), str(self.state_dir / "containers")}
         self._pods: dict[str, cri.PodSandboxConfig] = {}
@@ -123,7 +127,7 @@ class Node:
             f'cgroup_parent = "/{self.name}"\n'
             f'log_level = "{log_level}"\n'
             f"{settings}\n"
-            "[network]\n"
+            f"[network]\n{network}\n"
             f'bridge = "{self.name}"\n'
             f'table = "{self.name}"\n'
             f'range = "{self.subnet.removesuffix("24")}{prefix}"\n'
@@ -135,7 +139,15 @@ class Node:
         """Start the daemon and wait until it answers."""
         with open(self.folder / "daemon.log", "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pycri", "serve", "--config", str(self.config)],
+                [
+                    *self._enter,
+                    sys.executable,
+                    "-m",
+                    "pycri",
+                    "serve",
+                    "--config",
+                    str(self.config),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -206,7 +218,8 @@ class Node:
     def command(self, *words: str) -> str:
         """Run `pycri VERB --config FILE ...` and return its standard output."""
         verb, *rest = words
-        command = [sys.executable, "-m", "pycri", verb, "--config", str(self.config), *rest]
+        program = [*self._enter, sys.executable, "-m", "pycri"]
+        command = [*program, verb, "--config", str(self.config), *rest]
         done = subprocess.run(
             command, capture_output=True, text=True, env=session.environment(), check=False
         )

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
@@ -18,6 +19,7 @@ from pycri.kernel.namespaces import make_namespaces
 from pycri.kernel.syscalls import Clone, setns
 
 T = TypeVar("T")
+DEADLINE_S = 10.0
 
 
 def run_as_host(body: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -29,6 +31,14 @@ def run_as_host(body: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait until something is so; fail if it never is."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never: {what}"
+        await asyncio.sleep(0.01)
 
 
 class Namespace:

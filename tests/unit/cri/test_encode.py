@@ -111,7 +111,7 @@ def test_a_pod_comes_back_as_it_was_asked() -> None:
         assert shown.state == pb.SANDBOX_READY
     status = encode.encode_pod_status(record)
     assert status.network.ip == "10.88.0.2"
-    assert [address.ip for address in status.network.additional_ips] == ["fd00::2"]
+    assert [a.ip for a in status.network.additional_ips] == ["fd00::2", "192.0.2.2"]
     assert status.linux.namespaces.options == config.linux.security_context.namespace_options
 
 
