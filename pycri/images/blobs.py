@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layer blobs as streams: hashed as they come, decompressed, hashed again. Bounded memory.
 
-    descriptor ──▶ BlobInput (sha256 of the blob) ──▶ decompressed ──▶ PlainInput (sha256: diff id)
+    BlobInput (its digest) ──▶ decompressed ──▶ Hashed (the diff id) ──▶ PlainInput
 
 The compression is told by the first bytes, as other runtimes do: media types lie. Gzip goes
 through isal, several members one after another too; zstd through zstandard; else it is plain tar.
@@ -25,6 +25,8 @@ _READ: Final = 256 * 1024
 _PIECE: Final = 1024 * 1024
 _GZIP_MAGIC: Final = b"\x1f\x8b\x08"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+# A frame to be skipped, which parallel writers begin with; the first byte is 0x50 to 0x5f.
+_ZSTD_SKIPPED_MAGIC: Final = b"\x2a\x4d\x18"
 _ZSTD_WINDOW: Final = 128 * 1024 * 1024
 
 
@@ -68,7 +70,7 @@ def decompressed(source: BlobInput) -> Iterator[bytes]:
     magic = source.peek(4)
     if magic.startswith(_GZIP_MAGIC):
         return _gunzipped(source)
-    if magic == _ZSTD_MAGIC:
+    if magic == _ZSTD_MAGIC or (magic[1:] == _ZSTD_SKIPPED_MAGIC and magic[0] >> 4 == 5):
         return _unzstd(source)
     return iter(source.read, b"")
 
@@ -119,6 +121,24 @@ def _unzstd(source: BlobInput) -> Iterator[bytes]:
             raise CorruptImage(f"the layer is not valid zstd: {error}") from error
 
 
+class Hashed:
+    """The plain pieces, hashed as they pass."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._hash = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            self._hash.update(piece)
+            yield piece
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of what has passed so far."""
+        return Digest("sha256:" + self._hash.hexdigest())
+
+
 class PlainInput:
     """The tar inside: read exactly, or piece by piece without a copy.
 
@@ -132,7 +152,6 @@ class PlainInput:
         self._pieces = pieces
         self._recipe = recipe
         self._limit_bytes = limit_bytes
-        self._hash = hashlib.sha256()
         self._rest = memoryview(b"")
         self.size_bytes = 0
 
@@ -186,16 +205,14 @@ class PlainInput:
             piece, self._rest = self._rest, memoryview(b"")
             yield piece
 
-    def finish(self) -> Digest:
-        """Read what is left, and return the digest of all."""
+    def finish(self) -> None:
+        """Read what is left."""
         for piece in self.rest():
             if self._recipe:
                 self._recipe.literal(piece)
-        return Digest("sha256:" + self._hash.hexdigest())
 
     def _refill(self) -> bool:
         piece = next(self._pieces, b"")
-        self._hash.update(piece)
         self.size_bytes += len(piece)
         if self.size_bytes > self._limit_bytes:
             raise CorruptImage(f"the layer unpacks to more than {self._limit_bytes} bytes")

@@ -18,8 +18,8 @@ import asyncio
 import errno
 import os
 import secrets
-import shutil
 from collections.abc import Collection, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from pycri.images.joining import JoinedTasks, finish
 from pycri.images.manifest import Descriptor
 from pycri.images.progress import Transfers
 from pycri.images.unpacker import unpack_layer
+from pycri.kernel.trees import remove_tree
 from pycri.model.ids import Digest
 from pycri.model.image import LayerRow
 from pycri.state.database import Database
@@ -176,7 +177,12 @@ def _rename_synced(source: Path, target: Path) -> None:
 
 def _remove_tree(path: Path) -> None:
     """Remove a folder; what cannot be removed now is swept at the next start."""
-    shutil.rmtree(path, ignore_errors=True)
+    parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            remove_tree(parent_fd, path.name)
+    finally:
+        os.close(parent_fd)
 
 
 def _sweep_recipes(directory: Path, known: set[Digest]) -> None:

@@ -19,10 +19,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from pycri.errors import CorruptImage
-from pycri.images.blobs import PlainInput
+from pycri.images.attributes import FOREIGN_XATTRS
+from pycri.images.blobs import Hashed, PlainInput
 from pycri.images.recipes import read_recipe
 from pycri.images.tar import Member, read_members
-from pycri.images.unpack import FOREIGN_XATTRS, MOST_BYTES, OPAQUE
+from pycri.images.unpacking import MOST_BYTES, OPAQUE
 from pycri.kernel.paths import open_beneath
 
 _PIECE: Final = 1024 * 1024
@@ -172,17 +173,19 @@ def pack(folder: str, recipe: str, diff_id: str, output_fd: int | None) -> int:
     """
     root_fd = os.open(folder, _FOLDER)
     try:
-        stream = PlainInput(read_archive(root_fd, recipe), MOST_BYTES)
+        archive = Hashed(read_archive(root_fd, recipe))
+        stream = PlainInput(iter(archive), MOST_BYTES)
         if output_fd is None:
             Comparison(root_fd).compare(stream)
         else:
             for piece in stream.rest():
                 _write_all(output_fd, piece)
-        digest = stream.finish()
+        stream.finish()
     finally:
         os.close(root_fd)
-    if digest != diff_id:
-        raise CorruptImage(f"its files are not what they were: the archive's digest is {digest}")
+    if archive.digest != diff_id:
+        words = "its files are not what they were: the archive's digest is"
+        raise CorruptImage(f"{words} {archive.digest}")
     return stream.size_bytes
 
 

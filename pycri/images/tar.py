@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tar archives as layers use them, read once from front to back in bounded memory.
 
-Header blocks are decoded by the standard library's TarInfo; all that spans several blocks is read
-here, where each length has a limit: PAX records (`x`, `g`), GNU long names (`L`, `K`). Sparse files
-are refused (OCI image-spec, layer.md: they lack consistent support).
+Header blocks are decoded by `tarheader.py`; what spans several blocks is read here, where each
+length has a limit: PAX records (`x`, `g`), GNU long names (`L`, `K`); sparse files in `sparse.py`.
 
     [x block, records]  overrides of the next member: path, linkpath, size, uid, gid, mtime,
     [L block, name]     SCHILY.xattr.<name>
@@ -13,30 +12,34 @@ are refused (OCI image-spec, layer.md: they lack consistent support).
 """
 
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 from pycri.errors import CorruptImage
+from pycri.images import sparse, tarheader
 from pycri.images.blobs import PlainInput
+from pycri.images.tarheader import BLOCK, Header
 
-_BLOCK: Final = 512
 _LONGEST_RECORD: Final = 1024 * 1024
 _XATTR: Final = "SCHILY.xattr."
+_KEPT: Final = ("path", "linkpath", "size", "uid", "gid", "mtime", _XATTR, sparse.PREFIX)
 _NUMBER = re.compile(rb"[0-9]{1,18}")
 _TIME = re.compile(rb"(-?)([0-9]{1,11})(?:\.([0-9]*))?")
-_WITH_DATA: Final = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_WITH_DATA: Final = (
+    tarheader.REGULAR, tarheader.OLD_REGULAR, tarheader.CONTIGUOUS, tarheader.GNU_SPARSE,
+)  # fmt: skip
 _KNOWN: Final = frozenset(
     {
         *_WITH_DATA,
-        tarfile.LNKTYPE,
-        tarfile.SYMTYPE,
-        tarfile.CHRTYPE,
-        tarfile.BLKTYPE,
-        tarfile.DIRTYPE,
-        tarfile.FIFOTYPE,
+        tarheader.LINK,
+        tarheader.SYMLINK,
+        tarheader.CHARACTER_DEVICE,
+        tarheader.BLOCK_DEVICE,
+        tarheader.DIRECTORY,
+        tarheader.FIFO,
     }
 )
+_NO_XATTRS: Final[dict[str, bytes]] = {}
 Records = dict[str, bytes]
 
 
@@ -44,33 +47,48 @@ class Member:
     """One file of the archive. Its data, `size` bytes, follow in the stream.
 
     name, linkname: as written, file system encoding. mode: permission bits. mtime_ns: since the
-    epoch. xattrs: by their full names. kind: a type of tarfile.
+    epoch. xattrs: by their full names. kind: a type of tarheader. sparse: where the data belong,
+    None for a file without holes.
     """
 
     __slots__ = (
-        "device", "gid", "kind", "linkname", "mode", "mtime_ns", "name", "size", "uid", "xattrs",
+        "device", "gid", "kind", "linkname", "mode", "mtime_ns", "name", "size", "sparse", "uid",
+        "xattrs",
     )  # fmt: skip
 
-    def __init__(self, header: tarfile.TarInfo, records: Mapping[str, bytes]) -> None:
-        self.kind = header.type
-        self.name = _text(records.get("path")) or header.name
-        self.linkname = _text(records.get("linkpath")) or header.linkname
-        self.mode = header.mode & 0o7777
-        self.uid = _number(records, "uid", header.uid, 2**32 - 2)
-        self.gid = _number(records, "gid", header.gid, 2**32 - 2)
-        self.size = _number(records, "size", header.size, 2**62) if self.has_data else 0
-        self.mtime_ns = _time_ns(records.get("mtime"), int(header.mtime))
-        self.device = (header.devmajor, header.devminor)
+    def __init__(self, header: Header, records: Mapping[str, bytes]) -> None:
+        self.kind = header.kind
+        self.name = header.name
+        self.linkname = header.linkname
+        self.mode = header.mode
+        self.device = header.device
+        self.uid = _checked("uid", header.uid, 2**32 - 2)
+        self.gid = _checked("gid", header.gid, 2**32 - 2)
+        self.size = _checked("size", header.size, 2**62) if header.kind in _WITH_DATA else 0
+        self.mtime_ns = header.mtime_s * 10**9
+        self.xattrs = _NO_XATTRS
+        self.sparse: sparse.SparseMap | None = None
+        if records:
+            self._override(records)
+        if header.kind == tarheader.DIRECTORY:
+            self.name = self.name.rstrip("/")
+        if not -(10**20) < self.mtime_ns < 10**20:
+            raise CorruptImage(f"the layer's tar has an impossible time: {header.mtime_s}")
+
+    def _override(self, records: Mapping[str, bytes]) -> None:
+        self.name = _text(records.get(sparse.NAME) or records.get("path")) or self.name
+        self.linkname = _text(records.get("linkpath")) or self.linkname
+        self.uid = _number(records, "uid", self.uid, 2**32 - 2)
+        self.gid = _number(records, "gid", self.gid, 2**32 - 2)
+        if self.kind in _WITH_DATA:
+            self.size = _number(records, "size", self.size, 2**62)
+        if records.get("mtime"):
+            self.mtime_ns = _time_ns(records["mtime"])
         self.xattrs = {
             key[len(_XATTR) :]: value for key, value in records.items() if key.startswith(_XATTR)
         }
         if "\0" in self.name or "\0" in self.linkname:
             raise CorruptImage("the layer's tar has a name with a zero byte")
-
-    @property
-    def has_data(self) -> bool:
-        """Tell whether it is a regular file."""
-        return self.kind in _WITH_DATA
 
 
 def read_members(stream: PlainInput) -> Iterator[Member]:
@@ -81,47 +99,53 @@ def read_members(stream: PlainInput) -> Iterator[Member]:
     for_all: Records = {}
     for_next: Records = {}
     while (header := _read_header(stream)) is not None:
-        match header.type:
-            case tarfile.XHDTYPE | tarfile.SOLARIS_XHDTYPE:
-                for_next |= _parse_records(_read_data(stream, header))
-            case tarfile.XGLTYPE:
-                for_all |= _parse_records(_read_data(stream, header))
-            case tarfile.GNUTYPE_LONGNAME:
+        if header.kind in _KNOWN:
+            yield (member := _make_member(stream, header, for_all, for_next))
+            stream.skip(-member.size % BLOCK)
+            for_next = {}
+            continue
+        match header.kind:
+            case tarheader.PAX_NEXT | tarheader.PAX_NEXT_SOLARIS:
+                for_next = _joined(for_next, _parse_records(_read_data(stream, header)))
+            case tarheader.PAX_ALL:
+                for_all = _joined(for_all, _parse_records(_read_data(stream, header)))
+            case tarheader.GNU_LONG_NAME:
                 for_next["path"] = _read_data(stream, header).partition(b"\0")[0]
-            case tarfile.GNUTYPE_LONGLINK:
+            case tarheader.GNU_LONG_LINK:
                 for_next["linkpath"] = _read_data(stream, header).partition(b"\0")[0]
-            case _:
-                member = _make_member(header, for_all | for_next)
-                yield member
-                stream.skip(-member.size % _BLOCK)
-                for_next = {}
+            case kind:
+                shown = repr(kind.decode("latin-1"))
+                raise CorruptImage(
+                    f"the layer's tar has a member of a kind that layers lack: {shown}"
+                )
     if for_next:
         raise CorruptImage("the layer's tar ends within a member")
 
 
-def _make_member(header: tarfile.TarInfo, records: Records) -> Member:
-    if header.type not in _KNOWN or any(key.startswith("GNU.sparse.") for key in records):
-        kind = "sparse" if header.type in _KNOWN else repr(header.type.decode("latin-1"))
-        raise CorruptImage(f"the layer's tar has a member of a kind that layers lack: {kind}")
-    return Member(header, records)
+def _make_member(stream: PlainInput, header: Header, for_all: Records, for_next: Records) -> Member:
+    """Return the member of a header; of a sparse one the map has been read from the stream."""
+    records = for_all | for_next if for_all else for_next
+    member = Member(header, records)
+    if header.kind == tarheader.GNU_SPARSE:
+        member.sparse = sparse.read_gnu_map(stream, header.block, member.size)
+    elif records and sparse.is_described(records) and header.kind in _WITH_DATA:
+        taken, member.sparse = sparse.read_pax_map(stream, records, member.size)
+        member.size -= taken
+    return member
 
 
-def _read_header(stream: PlainInput) -> tarfile.TarInfo | None:
+def _read_header(stream: PlainInput) -> Header | None:
     if stream.at_end():
         return None
-    try:
-        return tarfile.TarInfo.frombuf(stream.read(_BLOCK), "utf-8", "surrogateescape")
-    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
-        return None
-    except tarfile.HeaderError as error:
-        raise CorruptImage(f"the layer is not a tar archive: {error}") from error
+    block = stream.read(BLOCK)
+    return None if tarheader.is_end(block) else Header(block)
 
 
-def _read_data(stream: PlainInput, header: tarfile.TarInfo) -> bytes:
+def _read_data(stream: PlainInput, header: Header) -> bytes:
     if not 0 <= header.size <= _LONGEST_RECORD:
         raise CorruptImage(f"the layer's tar has a header of {header.size} bytes")
     data = stream.read(header.size)
-    stream.skip(-header.size % _BLOCK)
+    stream.skip(-header.size % BLOCK)
     return data
 
 
@@ -136,9 +160,26 @@ def _parse_records(data: bytes) -> Records:
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if end <= space or end > len(data) or data[end - 1 : end] != b"\n" or not equals:
             raise CorruptImage("the layer's tar has a broken PAX record")
-        records[_text(key)] = value
+        _keep_record(records, _text(key), value)
         position = end
     return records
+
+
+def _keep_record(records: Records, key: str, value: bytes) -> None:
+    if key in sparse.REPEATED:
+        # The one kind of record that means something each time it comes.
+        before = records.get(sparse.MAP)
+        records[sparse.MAP] = value if before is None else before + b"," + value
+    elif key.startswith(_KEPT):
+        records[key] = value
+
+
+def _joined(records: Records, more: Records) -> Records:
+    """Return both; later ones count. Raises: CorruptImage if a writer never stops."""
+    joined = records | more
+    if sum(len(key) + len(value) for key, value in joined.items()) > _LONGEST_RECORD:
+        raise CorruptImage(f"the layer's tar has more than {_LONGEST_RECORD} bytes of records")
+    return joined
 
 
 def _text(value: bytes | None) -> str:
@@ -146,22 +187,23 @@ def _text(value: bytes | None) -> str:
 
 
 def _number(records: Mapping[str, bytes], key: str, otherwise: int, most: int) -> int:
-    text = records.get(key)
-    if text and not _NUMBER.fullmatch(text):
+    value = records.get(key)
+    if not value:
+        return otherwise
+    if not _NUMBER.fullmatch(value):
         raise CorruptImage(f"the layer's tar has a {key} that is no number")
-    number = int(text) if text else otherwise
-    if not 0 <= number <= most:
-        raise CorruptImage(f"the layer's tar has an impossible {key}: {number}")
-    return number
+    return _checked(key, int(value), most)
 
 
-def _time_ns(text: bytes | None, otherwise_s: int) -> int:
-    """Return nanoseconds; the archive gives seconds with a decimal fraction, or whole ones."""
-    if not text:
-        if abs(otherwise_s) >= 10**11:
-            raise CorruptImage(f"the layer's tar has an impossible time: {otherwise_s}")
-        return otherwise_s * 10**9
-    parsed = _TIME.fullmatch(text)
+def _checked(key: str, value: int, most: int) -> int:
+    if not 0 <= value <= most:
+        raise CorruptImage(f"the layer's tar has an impossible {key}: {value}")
+    return value
+
+
+def _time_ns(value: bytes) -> int:
+    """Return nanoseconds of seconds with a decimal fraction."""
+    parsed = _TIME.fullmatch(value)
     if not parsed:
         raise CorruptImage("the layer's tar has a time that is no number")
     sign, seconds, fraction = parsed.groups()

@@ -29,6 +29,7 @@ _SEARCH_PATH: Final = os.pathsep.join(map(os.path.abspath, (_PACKAGE_ROOT, *sys.
 class _Verdict(msgspec.Struct, frozen=True):
     size_bytes: int = 0
     inodes: int = 0
+    fingerprint: int = 0
     kind: str = ""
     message: str = ""
 
@@ -61,7 +62,12 @@ async def unpack_layer(
         raise _error(verdict, process.returncode or 0)
     if not whole:
         raise CorruptImage(f"the layer {blob.digest} is not of the promised {blob.size} bytes")
-    return LayerRow(digest=diff_id, size_bytes=verdict.size_bytes, inodes=verdict.inodes)
+    return LayerRow(
+        digest=diff_id,
+        size_bytes=verdict.size_bytes,
+        inodes=verdict.inodes,
+        fingerprint=verdict.fingerprint,
+    )
 
 
 async def _start(*arguments: str) -> asyncio.subprocess.Process:

@@ -39,11 +39,15 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One unpacked layer in the store. digest: its diff id; the rest: what it occupies."""
+    """One unpacked layer in the store. digest: its diff id; size_bytes, inodes: what it occupies.
+
+    fingerprint: of the tree (kernel/trees.py); None for a layer of a version that took none.
+    """
 
     digest: Digest
     size_bytes: int
     inodes: int
+    fingerprint: int | None = None
 
 
 class RegistryAuth(msgspec.Struct, frozen=True, kw_only=True):

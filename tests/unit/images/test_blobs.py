@@ -10,7 +10,7 @@ import pytest
 import zstandard
 
 from pycri.errors import CorruptImage
-from pycri.images.blobs import BlobInput, PlainInput, decompressed
+from pycri.images.blobs import BlobInput, Hashed, PlainInput, decompressed
 
 CONTENT = os.urandom(300_000) + b"0123456789" * 300_000
 
@@ -29,10 +29,11 @@ def unpacked(blob: bytes, limit: int = 1 << 30) -> tuple[bytes, str, str]:
                 pieces.append(piece)
                 yield piece
 
-        diff_id = PlainInput(kept(), limit).finish()
+        hashed = Hashed(kept())
+        PlainInput(iter(hashed), limit).finish()
         while source.read():
             pass
-        return b"".join(pieces), source.digest, diff_id
+        return b"".join(pieces), source.digest, hashed.digest
 
 
 def sha256(content: bytes) -> str:
@@ -51,6 +52,7 @@ def sha256(content: bytes) -> str:
             gzip.compress(content[at : at + 9000]) for at in range(0, len(content), 9000)
         ),
         lambda content: zstandard.compress(content[:5]) + zstandard.compress(content[5:]),
+        lambda content: b"\x50\x2a\x4d\x18\4\0\0\0skip" + zstandard.compress(content),
     ],
 )
 def test_a_blob_is_decompressed_and_hashed_twice(compress: Callable[[bytes], bytes]) -> None:
