@@ -40,6 +40,7 @@ from pycri.pods.execs import Execs
 from pycri.pods.foundation import Foundation
 from pycri.pods.groups import Groups
 from pycri.pods.layout import Layout
+from pycri.pods.metrics import Metrics
 from pycri.pods.node import Node
 from pycri.pods.planning import Planner
 from pycri.pods.recovery import Recovery
@@ -67,6 +68,7 @@ class Application:
     images: ImageStore
     node: Node
     stats: Stats
+    metrics: Metrics
     layers: LayerUsage
     network: PodNetwork
     spawner: SpawnerClient
@@ -192,6 +194,7 @@ async def _connect(
         images=images,
         node=Node(foundation, network),
         stats=Stats(foundation, layers),
+        metrics=Metrics(foundation, layers),
         layers=layers,
         network=network,
         spawner=spawner,
@@ -213,7 +216,7 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
         loop.add_signal_handler(number, stop.set)
     async with _application(settings, host, spawner_socket) as app:
         runtime = RuntimeService(
-            app.sandboxes, app.containers, app.updates, app.execs, app.node, app.stats
+            app.sandboxes, app.containers, app.updates, app.execs, app.node, app
         )
         images, node = ImageService(app.images), NodeService(app.images)
         async with serving(settings.socket_path, runtime, images, node):
@@ -228,6 +231,7 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
                 task.cancel()
             app.layers.close()
             app.stats.close()
+            app.metrics.close()
 
 
 async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:

@@ -15,7 +15,7 @@ from pycri.model.ids import ContainerId, PodId
 from pycri.model.image import FilesystemUsage, Image, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
 from pycri.model.resources import Resources
-from pycri.model.stats import ContainerStats, PodStats
+from pycri.model.stats import ContainerStats, PodReading, PodStats
 
 
 class Sandboxes(Protocol):
@@ -77,6 +77,19 @@ class Stats(Protocol):
     async def pods(
         self, *, id_prefix: str = "", labels: Mapping[str, str] = ...
     ) -> Sequence[PodStats]: ...
+
+
+class Metrics(Protocol):
+    async def read(self) -> Sequence[PodReading]: ...
+
+
+class Observed(Protocol):
+    """What tells of pods and containers."""
+
+    @property
+    def stats(self) -> Stats: ...
+    @property
+    def metrics(self) -> Metrics: ...
 
 
 class Node(Protocol):

@@ -2,25 +2,28 @@
 """The part of RuntimeService that tells what pods and containers use."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import grpc  # noqa: TID251  the edge is its home
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
-from pycri.cri.application import Stats
+from pycri.cri.application import Observed
 from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
+from pycri.cri.encode.metrics import encode_metric_descriptors, encode_pod_metrics
 from pycri.cri.encode.stats import encode_container_stats, encode_pod_stats
 
 Context = grpc.aio.ServicerContext[object, object]
 
 
 class ObservationService(RuntimeServiceServicer):
-    """Statistics."""
+    """Statistics and metrics."""
 
-    def __init__(self, stats: Stats) -> None:
-        self._stats = stats
+    def __init__(self, observed: Observed) -> None:
+        self._stats = observed.stats
+        self._metrics = observed.metrics
 
     async def ContainerStats(
         self, request: pb.ContainerStatsRequest, context: Context
@@ -59,6 +62,28 @@ class ObservationService(RuntimeServiceServicer):
     ) -> AsyncIterator[pb.StreamPodSandboxStatsResponse]:
         for chunk in chunks(await self._pod_stats(request.filter)):
             yield pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=chunk)
+
+    async def ListMetricDescriptors(
+        self, request: pb.ListMetricDescriptorsRequest, context: Context
+    ) -> pb.ListMetricDescriptorsResponse:
+        return pb.ListMetricDescriptorsResponse(descriptors=encode_metric_descriptors())
+
+    async def ListPodSandboxMetrics(
+        self, request: pb.ListPodSandboxMetricsRequest, context: Context
+    ) -> pb.ListPodSandboxMetricsResponse:
+        metrics = await self._pod_metrics()
+        return pb.ListPodSandboxMetricsResponse(pod_metrics=metrics)
+
+    async def StreamPodSandboxMetrics(
+        self, request: pb.StreamPodSandboxMetricsRequest, context: Context
+    ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
+        for chunk in chunks(await self._pod_metrics()):
+            yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=chunk)
+
+    async def _pod_metrics(self) -> list[pb.PodSandboxMetrics]:
+        readings = await self._metrics.read()
+        # Some ten thousand messages on a full node: too long for the event loop.
+        return await asyncio.to_thread(lambda: [encode_pod_metrics(one) for one in readings])
 
     async def _container_stats(
         self, wanted: pb.ContainerStatsFilter

@@ -8,7 +8,7 @@ import grpc  # noqa: TID251  the edge is its home
 
 from pycri import __version__
 from pycri.cri.api import runtime_v1_pb2 as pb
-from pycri.cri.application import Containers, Execs, Node, Sandboxes, Stats, Updates
+from pycri.cri.application import Containers, Execs, Node, Observed, Sandboxes, Updates
 from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
 from pycri.cri.decode.container import decode_container_spec
@@ -31,9 +31,9 @@ class RuntimeService(ObservationService):
         updates: Updates,
         execs: Execs,
         node: Node,
-        stats: Stats,
+        observed: Observed,
     ) -> None:
-        super().__init__(stats)
+        super().__init__(observed)
         self._sandboxes = sandboxes
         self._containers = containers
         self._updates = updates

@@ -8,7 +8,15 @@ from collections.abc import Mapping
 
 from pycri.kernel import cgroups, counters
 from pycri.model.plan import DeviceRule
-from pycri.model.stats import CpuUsage, GroupUsage, MemoryUsage, SwapUsage
+from pycri.model.stats import (
+    CpuUsage,
+    DeviceIo,
+    GroupDetail,
+    GroupUsage,
+    HugePages,
+    MemoryUsage,
+    SwapUsage,
+)
 
 
 def create(directory: str) -> None:
@@ -110,6 +118,59 @@ def read_usage(directories: Mapping[str, str]) -> GroupUsage:
 def read_cpu_ns(directory: str) -> int | None:
     """Read the CPU time a group has used; None if it is not there."""
     return counters.read_number(f"{directory}/cpuacct.usage")
+
+
+def read_detail(directories: Mapping[str, str], hugepage_sizes: tuple[str, ...]) -> GroupDetail:
+    """Read what metrics tell beyond the usage. hugepage_sizes: as in file names, "2MB"."""
+    cpuacct, memory = directories.get("cpuacct", ""), directories.get("memory", "")
+    cpu = counters.parse_numbers(counters.read(f"{directories.get('cpu', '')}/cpu.stat") or "")
+    stat = _read_stat(memory)
+    return GroupDetail(
+        cpu_user_ns=counters.read_number(f"{cpuacct}/cpuacct.usage_user"),
+        cpu_system_ns=counters.read_number(f"{cpuacct}/cpuacct.usage_sys"),
+        cpu_periods=cpu.get("nr_periods"),
+        cpu_throttled_periods=cpu.get("nr_throttled"),
+        cpu_throttled_ns=cpu.get("throttled_time"),
+        cache_bytes=stat.get("total_cache"),
+        mapped_file_bytes=stat.get("total_mapped_file"),
+        active_file_bytes=stat.get("total_active_file"),
+        kernel_bytes=counters.read_number(f"{memory}/memory.kmem.usage_in_bytes"),
+        most_memory_bytes=counters.read_number(f"{memory}/memory.max_usage_in_bytes"),
+        limit_hits=_read_limit_hits(memory),
+        oom_kills=oom_kills(memory) if stat else None,
+        threads=counters.read_number(f"{directories.get('pids', '')}/pids.current"),
+        threads_limit=counters.read_limit(f"{directories.get('pids', '')}/pids.max"),
+        huge_pages=_read_huge_pages(directories.get("hugetlb", ""), hugepage_sizes),
+        devices=_read_devices(directories.get("blkio", "")),
+    )
+
+
+def _read_limit_hits(memory: str) -> int | None:
+    """Memory is charged to memory plus swap first: with equal limits only that one is hit."""
+    hits = counters.read_number(f"{memory}/memory.failcnt")
+    if hits is None:
+        return None
+    return hits + (counters.read_number(f"{memory}/memory.memsw.failcnt") or 0)
+
+
+def _read_huge_pages(directory: str, sizes: tuple[str, ...]) -> tuple[HugePages, ...]:
+    found = []
+    for size in sizes:
+        used_bytes = counters.read_number(f"{directory}/hugetlb.{size}.usage_in_bytes")
+        most_bytes = counters.read_number(f"{directory}/hugetlb.{size}.max_usage_in_bytes")
+        if used_bytes is not None:
+            found.append(HugePages(size=size, used_bytes=used_bytes, most_bytes=most_bytes))
+    return tuple(found)
+
+
+def _read_devices(directory: str) -> tuple[DeviceIo, ...]:
+    """Read the counters of the scheduler that counts, else of the throttle ("blkio-controller")."""
+    for kind in ("bfq", "throttle"):
+        size = counters.read(f"{directory}/blkio.{kind}.io_service_bytes_recursive")
+        count = counters.read(f"{directory}/blkio.{kind}.io_serviced_recursive")
+        if devices := counters.parse_blkio(size or "", count or ""):
+            return devices
+    return ()
 
 
 def _read_stat(memory: str) -> dict[str, int]:

@@ -5,7 +5,15 @@ import os
 import time
 
 from pycri.kernel import cgroups, counters
-from pycri.model.stats import CpuUsage, GroupUsage, MemoryUsage, Pressure, SwapUsage
+from pycri.model.stats import (
+    CpuUsage,
+    GroupDetail,
+    GroupUsage,
+    HugePages,
+    MemoryUsage,
+    Pressure,
+    SwapUsage,
+)
 
 
 def create(directory: str, root: str, controllers: tuple[str, ...]) -> None:
@@ -48,6 +56,45 @@ def read_usage(directory: str) -> GroupUsage:
         swap=_read_swap(directory),
         io_pressure=_read_pressure(directory, "io"),
     )
+
+
+def read_detail(directory: str, hugepage_sizes: tuple[str, ...]) -> GroupDetail:
+    """Read what metrics tell beyond the usage. hugepage_sizes: as in file names, "2MB"."""
+    cpu = counters.parse_numbers(counters.read(f"{directory}/cpu.stat") or "")
+    stat = counters.parse_numbers(counters.read(f"{directory}/memory.stat") or "")
+    events = counters.parse_numbers(counters.read(f"{directory}/memory.events") or "")
+    throttled_us = cpu.get("throttled_usec")
+    return GroupDetail(
+        cpu_user_ns=cpu["user_usec"] * 1000 if cpu else None,
+        cpu_system_ns=cpu["system_usec"] * 1000 if cpu else None,
+        cpu_periods=cpu.get("nr_periods"),
+        cpu_throttled_periods=cpu.get("nr_throttled"),
+        cpu_throttled_ns=None if throttled_us is None else throttled_us * 1000,
+        cache_bytes=stat.get("file"),
+        mapped_file_bytes=stat.get("file_mapped"),
+        active_file_bytes=stat.get("active_file"),
+        kernel_bytes=_kernel_bytes(stat),
+        most_memory_bytes=counters.read_number(f"{directory}/memory.peak"),
+        limit_hits=events.get("max"),
+        oom_kills=events.get("oom_kill"),
+        threads=counters.read_number(f"{directory}/pids.current"),
+        threads_limit=counters.read_limit(f"{directory}/pids.max"),
+        huge_pages=tuple(
+            HugePages(size=size, used_bytes=used_bytes)
+            for size in hugepage_sizes
+            if (used_bytes := counters.read_number(f"{directory}/hugetlb.{size}.current"))
+            is not None
+        ),
+        devices=counters.parse_io_stat(counters.read(f"{directory}/io.stat") or ""),
+    )
+
+
+def _kernel_bytes(stat: dict[str, int]) -> int | None:
+    """Return "kernel", which Linux 5.18 and newer tell, else the sum of what older ones tell."""
+    if not stat:
+        return None
+    parts = ("slab", "kernel_stack", "pagetables", "percpu", "sec_pagetables", "vmalloc")
+    return stat.get("kernel", sum(stat.get(part, 0) for part in parts))
 
 
 def read_cpu_ns(directory: str) -> int | None:

@@ -9,9 +9,10 @@
 A key the kernel lacks is missing from the result; nothing here raises for one.
 """
 
+import functools
 import os
 
-from pycri.model.stats import InterfaceCounters, Pressure, PressureLine
+from pycri.model.stats import DeviceIo, InterfaceCounters, Pressure, PressureLine
 
 _PIECE = 1 << 13
 """More than nearly all of these files hold; a much larger buffer costs more than the call."""
@@ -45,6 +46,12 @@ def read_number(path: str) -> int | None:
     """Return the number a file consists of."""
     text = read(path)
     return None if text is None else int(text)
+
+
+def read_limit(path: str) -> int | None:
+    """Return a limit; None for none, and for a file that is not there."""
+    text = read(path)
+    return None if text is None else parse_limit(text)
 
 
 def parse_numbers(text: str) -> dict[str, int]:
@@ -97,3 +104,44 @@ def parse_interfaces(text: str) -> dict[str, InterfaceCounters]:
             tx_dropped=numbers[11],
         )
     return found
+
+
+def parse_blkio(sizes: str, counts: str) -> tuple[DeviceIo, ...]:
+    """Parse two files of version 1: "MAJOR:MINOR OPERATION VALUE" a line, "Total VALUE" last."""
+    found: dict[str, dict[str, int]] = {}
+    for text, read_key, write_key in (
+        (sizes, "read_bytes", "write_bytes"),
+        (counts, "reads", "writes"),
+    ):
+        keys = {"Read": read_key, "Write": write_key}
+        for words in map(str.split, text.splitlines()):
+            if len(words) == 3 and words[1] in keys:
+                found.setdefault(words[0], {})[keys[words[1]]] = int(words[2])
+    return tuple(_device(number, values) for number, values in found.items())
+
+
+def parse_io_stat(text: str) -> tuple[DeviceIo, ...]:
+    """Parse io.stat of version 2: "MAJOR:MINOR rbytes=1 wbytes=2 rios=3 wios=4 ..." a line."""
+    keys = {"rbytes": "read_bytes", "wbytes": "write_bytes", "rios": "reads", "wios": "writes"}
+    found = []
+    for number, *words in map(str.split, text.splitlines()):
+        pairs = (word.partition("=") for word in words)
+        values = {keys[key]: int(value) for key, _, value in pairs if key in keys}
+        if values:
+            found.append(_device(number, values))
+    return tuple(found)
+
+
+def _device(number: str, values: dict[str, int]) -> DeviceIo:
+    major, _, minor = number.partition(":")
+    return DeviceIo(device=device_name(number), major=int(major), minor=int(minor), **values)
+
+
+@functools.lru_cache(64)
+def device_name(number: str) -> str:
+    """Return "/dev/NAME" of the block device "MAJOR:MINOR", or the number if there is no name."""
+    for line in (read(f"/sys/dev/block/{number}/uevent") or "").splitlines():
+        key, _, name = line.partition("=")
+        if key == "DEVNAME":
+            return f"/dev/{name}"
+    return number

@@ -126,3 +126,88 @@ class PodStats(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkUsage | None = None
     processes: int = 0
     containers: tuple[ContainerStats, ...] = ()
+
+
+class DeviceIo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a group read from and wrote to one block device. device: "/dev/vda", or "8:0"."""
+
+    device: str
+    major: int
+    minor: int
+    read_bytes: int = 0
+    write_bytes: int = 0
+    reads: int = 0
+    writes: int = 0
+
+
+class HugePages(msgspec.Struct, frozen=True, kw_only=True):
+    """Huge pages of one size, "2MB". most_bytes: the most there was; version 2 does not tell."""
+
+    size: str
+    used_bytes: int
+    most_bytes: int | None = None
+
+
+class GroupDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What metrics tell of a control group beyond its usage."""
+
+    cpu_user_ns: int | None = None
+    cpu_system_ns: int | None = None
+    cpu_periods: int | None = None
+    cpu_throttled_periods: int | None = None
+    cpu_throttled_ns: int | None = None
+    cache_bytes: int | None = None
+    mapped_file_bytes: int | None = None
+    active_file_bytes: int | None = None
+    kernel_bytes: int | None = None
+    most_memory_bytes: int | None = None
+    limit_hits: int | None = None
+    """How often the memory limit was run into."""
+    oom_kills: int | None = None
+    threads: int | None = None
+    threads_limit: int | None = None
+    huge_pages: tuple[HugePages, ...] = ()
+    devices: tuple[DeviceIo, ...] = ()
+
+
+class ProcessCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's processes. soft_limits: the finite ones of its first, by names like
+    "max_open_files"; sockets: at least, where there are very many descriptors."""
+
+    processes: int
+    descriptors: int
+    sockets: int
+    soft_limits: dict[str, int] = {}
+
+
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """The file system that the writable layers are on."""
+
+    device: str
+    size_bytes: int
+    inodes: int
+    free_inodes: int
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """All that metrics are made of, of a container or, without one, of a pod as a whole.
+
+    group: the path of its control group.
+    """
+
+    pod: PodRecord
+    container: ContainerRecord | None = None
+    group: str
+    usage: GroupUsage
+    detail: GroupDetail
+    network: NetworkUsage | None = None
+    processes: ProcessCounts | None = None
+    writable_layer: FilesystemUsage | None = None
+    capacity: Capacity | None = None
+
+
+class PodReading(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod and its running containers."""
+
+    pod: Reading
+    containers: tuple[Reading, ...] = ()

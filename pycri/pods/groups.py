@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control groups of containers, from the daemon's side: kill, count OOM kills, remove.
+"""The control groups of containers, from the daemon's side: kill, read counters, remove.
 
 Groups are made by the children that join them. All calls may block and run in worker threads.
 """
@@ -9,10 +9,13 @@ import time
 
 from pycri.kernel import cgroup1, cgroup2, cgroups
 from pycri.model.host import HostFacts
+from pycri.model.stats import GroupDetail, GroupUsage
 from pycri.plan.cgroups import controller_directory
 from pycri.plan.updates import held_bytes
 
 _POLL_S = 0.002
+_COUNTING = ("cpu", "cpuacct", "memory", "pids", "hugetlb", "blkio")
+"""The controllers of version 1 that keep counters."""
 _REMOVE_DEADLINE_S = 5.0
 _KILL_DEADLINE_S = 10.0
 
@@ -55,6 +58,25 @@ class Groups:
         name = "memory.current" if self._host.cgroup_version == 2 else "memory.usage_in_bytes"
         stat = cgroups.read_numbers(f"{directory}/memory.stat")
         return held_bytes(int(cgroups.read(f"{directory}/{name}")), stat)
+
+    def usage(self, path: str) -> GroupUsage:
+        """Read what the group and those below it use."""
+        if self._host.cgroup_version == 2:
+            return cgroup2.read_usage(self._host.cgroup_root + path)
+        return cgroup1.read_usage(self._controllers(path))
+
+    def detail(self, path: str) -> GroupDetail:
+        """Read what metrics tell of the group beyond its usage."""
+        sizes = self._host.hugepage_sizes
+        if self._host.cgroup_version == 2:
+            return cgroup2.read_detail(self._host.cgroup_root + path, sizes)
+        return cgroup1.read_detail(self._controllers(path), sizes)
+
+    def cpu_ns(self, path: str) -> int | None:
+        """Read the CPU time the group has used; None if it is not there."""
+        if self._host.cgroup_version == 2:
+            return cgroup2.read_cpu_ns(self._host.cgroup_root + path)
+        return cgroup1.read_cpu_ns(controller_directory("cpuacct", path, self._host) or "")
 
     def remove(self, path: str) -> bool:
         """Remove the group and all below it. False if processes stay in it past a deadline.
@@ -99,6 +121,11 @@ class Groups:
         mounts = self._host.cgroup1_mounts
         own = (path for names, path in mounts.items() if controller in names.split(","))
         return next(own, next(iter(mounts.values())))
+
+    def _controllers(self, path: str) -> dict[str, str]:
+        """Return the group's folder by controller, version 1."""
+        found = ((name, controller_directory(name, path, self._host)) for name in _COUNTING)
+        return {name: directory for name, directory in found if directory is not None}
 
     def _directories(self, path: str) -> list[str]:
         if self._host.cgroup_version == 2:

@@ -43,6 +43,11 @@ class Layout:
         return f"{self.container(container_id)}/bundle"
 
     @property
+    def containers(self) -> str:
+        """The folder of all containers' folders."""
+        return self._settings.containers_dir
+
+    @property
     def empty(self) -> str:
         """An empty folder, made when it is first needed."""
         return f"{self._settings.state_dir}/empty"

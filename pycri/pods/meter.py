@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from pycri.kernel import cgroup1, cgroup2, cgroups, counters
+from pycri.kernel import counters
 from pycri.kernel.process import start_time
 from pycri.model.container import ContainerRecord, ContainerState
-from pycri.model.host import HostFacts
 from pycri.model.image import FilesystemUsage
 from pycri.model.pod import PodRecord
 from pycri.model.stats import (
@@ -28,13 +27,13 @@ from pycri.model.stats import (
     NetworkUsage,
     PodStats,
 )
-from pycri.plan.cgroups import controller_directory, pod_cgroup_path
+from pycri.plan.cgroups import pod_cgroup_path
+from pycri.pods.groups import Groups
 
 SHORTEST_WINDOW_NS: Final = 1_000_000_000
 """A rate over less would be noise."""
 LONGEST_WINDOW_NS: Final = 60_000_000_000
 _SECOND_NS: Final = 1_000_000_000
-_CONTROLLERS: Final = ("cpuacct", "memory")
 
 Interfaces = Mapping[str, InterfaceCounters]
 
@@ -65,9 +64,9 @@ class CpuRates:
 class Meter:
     """Reads on demand; `sample` is to be called every few seconds."""
 
-    def __init__(self, host: HostFacts, cgroup_parent: str) -> None:
+    def __init__(self, groups: Groups, cgroup_parent: str) -> None:
         """cgroup_parent: of pods whose caller names none."""
-        self._host = host
+        self._groups = groups
         self._cgroup_parent = cgroup_parent
         self._rates = CpuRates()
 
@@ -75,7 +74,7 @@ class Meter:
         """Read one container's counters, if it runs."""
         if record.state is not ContainerState.RUNNING:
             return ContainerStats(container=record, writable_layer=layer)
-        usage = self._usage(record.cgroup)
+        usage = self._groups.usage(record.cgroup)
         return ContainerStats(
             container=record,
             usage=usage,
@@ -87,30 +86,27 @@ class Meter:
         self, record: PodRecord, containers: tuple[ContainerStats, ...], interfaces: Interfaces
     ) -> PodStats:
         """Read the counters of a pod's own group and link. interfaces: the host's."""
-        path = self._pod_path(record)
-        usage = self._usage(path)
+        path = pod_group(record, self._cgroup_parent)
+        usage = self._groups.usage(path)
+        records = [stats.container for stats in containers]
         return PodStats(
             pod=record,
             usage=usage,
             nano_cores=self._rate(record.id, usage, record.ready_ns),
-            network=pod_network(record, interfaces, lambda: _read_inside(containers)),
-            processes=len(cgroups.processes(self._directory("pids", path))),
+            network=pod_network(record, interfaces, lambda: read_inside(records)),
+            processes=len(self._groups.processes(path)),
             containers=containers,
         )
 
-    def interfaces(self) -> Interfaces:
-        """Read the counters of the host's interfaces, by name."""
-        return counters.parse_interfaces(counters.read("/proc/self/net/dev") or "")
-
     def sample(self, pods: list[PodRecord], containers: list[ContainerRecord]) -> None:
         """Remember the CPU counters of all that live; forget the others."""
-        groups: list[tuple[str, str]] = [(pod.id, self._pod_path(pod)) for pod in pods]
-        groups += [(container.id, container.cgroup) for container in containers]
-        for key, path in groups:
-            used_ns = self._cpu_ns(path)
+        groups: dict[str, str] = {pod.id: pod_group(pod, self._cgroup_parent) for pod in pods}
+        groups |= {container.id: container.cgroup for container in containers}
+        for key, path in groups.items():
+            used_ns = self._groups.cpu_ns(path)
             if used_ns is not None:
                 self._rates.sample(key, time.monotonic_ns(), used_ns)
-        self._rates.keep_only(key for key, _ in groups)
+        self._rates.keep_only(groups)
 
     def _rate(self, key: str, usage: GroupUsage, started_ns: int | None) -> int | None:
         if usage.cpu is None:
@@ -121,22 +117,15 @@ class Meter:
         age_ns = usage.timestamp_ns - started_ns
         return usage.cpu.used_ns * _SECOND_NS // age_ns if 0 < age_ns < LONGEST_WINDOW_NS else None
 
-    def _usage(self, path: str) -> GroupUsage:
-        if self._host.cgroup_version == 2:
-            return cgroup2.read_usage(self._host.cgroup_root + path)
-        return cgroup1.read_usage({name: self._directory(name, path) for name in _CONTROLLERS})
 
-    def _cpu_ns(self, path: str) -> int | None:
-        if self._host.cgroup_version == 2:
-            return cgroup2.read_cpu_ns(self._host.cgroup_root + path)
-        return cgroup1.read_cpu_ns(self._directory("cpuacct", path))
+def pod_group(pod: PodRecord, default_parent: str) -> str:
+    """Return the path of the group that holds all of a pod."""
+    return pod_cgroup_path(pod.spec.cgroup_parent, default_parent, pod.id)
 
-    def _directory(self, controller: str, path: str) -> str:
-        """Return where the controller keeps the group; "" is nowhere: no file is found there."""
-        return controller_directory(controller, path, self._host) or ""
 
-    def _pod_path(self, pod: PodRecord) -> str:
-        return pod_cgroup_path(pod.spec.cgroup_parent, self._cgroup_parent, pod.id)
+def read_interfaces() -> Interfaces:
+    """Read the counters of the host's interfaces, by name."""
+    return counters.parse_interfaces(counters.read("/proc/self/net/dev") or "")
 
 
 def pod_network(
@@ -173,10 +162,9 @@ def _from_the_other_end(name: str, counted: InterfaceCounters) -> InterfaceCount
     )
 
 
-def _read_inside(containers: tuple[ContainerStats, ...]) -> Interfaces:
+def read_inside(containers: Iterable[ContainerRecord]) -> Interfaces:
     """Read the interfaces of the namespace that the first living container is in."""
-    for container in containers:
-        record = container.container
+    for record in containers:
         text = counters.read(f"/proc/{record.pid}/net/dev") if record.pid else None
         # Compared afterwards: by then nobody else has had the pid while it was read.
         with contextlib.suppress(OSError):

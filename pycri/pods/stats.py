@@ -16,7 +16,7 @@ from pycri.model.container import ContainerRecord, ContainerState
 from pycri.model.pod import PodRecord, PodState
 from pycri.model.stats import ContainerStats, PodStats
 from pycri.pods.foundation import Foundation
-from pycri.pods.meter import Meter
+from pycri.pods.meter import Meter, read_interfaces
 from pycri.pods.usage import LayerUsage
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ class Stats:
 
     def __init__(self, foundation: Foundation, layers: LayerUsage) -> None:
         self._catalogue = foundation.catalogue
-        self._meter = Meter(foundation.host, foundation.settings.cgroup_parent)
+        self._meter = Meter(foundation.groups, foundation.settings.cgroup_parent)
         self._layers = layers
         self._thread = ThreadPoolExecutor(1, "stats")
 
@@ -118,7 +118,7 @@ class Stats:
         return [self._meter.container(record, self._layers.of(record)) for record in records]
 
     def _read_pods(self, records: list[tuple[PodRecord, list[ContainerRecord]]]) -> list[PodStats]:
-        interfaces = self._meter.interfaces()
+        interfaces = read_interfaces()
         return [
             self._meter.pod(pod, tuple(self._read_containers(containers)), interfaces)
             for pod, containers in records

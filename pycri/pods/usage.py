@@ -20,11 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from pycri.kernel.counters import device_name
 from pycri.kernel.syscalls import Resolve, openat2
 from pycri.logs import Log
 from pycri.model.container import ContainerRecord, ContainerState
 from pycri.model.ids import ContainerId
 from pycri.model.image import FilesystemUsage
+from pycri.model.stats import Capacity
 from pycri.pods.catalogue import Catalogue
 from pycri.pods.layout import Layout
 
@@ -68,6 +70,7 @@ class LayerUsage:
     def __init__(self, catalogue: Catalogue, layout: Layout) -> None:
         self._catalogue = catalogue
         self._layout = layout
+        self._capacity: Capacity | None = None
         self._measured: dict[ContainerId, _Measured] = {}
         self._since_ns = time.time_ns()
         self._thread = ThreadPoolExecutor(1, "layers")
@@ -82,6 +85,10 @@ class LayerUsage:
             return None
         # It was empty when it was made, and nobody has looked since.
         return self._usage(container, Walked(inodes=1), container.created_ns)
+
+    def capacity(self) -> Capacity | None:
+        """Return what the layers' file system holds; None before the first round."""
+        return self._capacity
 
     async def watch(self) -> None:
         """Walk for as long as the daemon runs."""
@@ -109,6 +116,7 @@ class LayerUsage:
         return now_s >= measured.not_before_s
 
     def _measure_all(self, containers: list[ContainerRecord]) -> None:
+        self._capacity = self._read_capacity()
         for container in containers:
             if self._closing:
                 return
@@ -130,6 +138,16 @@ class LayerUsage:
             self._usage(container, walked, now_ns),
             container.state,
             started_s + REST_FACTOR * took_s,
+        )
+
+    def _read_capacity(self) -> Capacity:
+        status = os.statvfs(self._layout.containers)
+        number = os.stat(self._layout.containers).st_dev
+        return Capacity(
+            device=device_name(f"{os.major(number)}:{os.minor(number)}"),
+            size_bytes=status.f_blocks * status.f_frsize,
+            inodes=status.f_files,
+            free_inodes=status.f_favail,
         )
 
     def _rest(self) -> None:

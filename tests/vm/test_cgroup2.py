@@ -18,6 +18,7 @@ MODULES = (
     "system/test_cgroup2.py",
     "system/test_exec.py",
     "system/test_lifecycle.py",
+    "system/test_metrics.py",
     "system/test_propagation.py",
     "system/test_resources.py",
     "system/test_stats.py",

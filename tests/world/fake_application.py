@@ -20,7 +20,7 @@ from pycri.model.ids import ContainerId, ImageId, PodId
 from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
 from pycri.model.resources import Resources
-from pycri.model.stats import ContainerStats, GroupUsage, PodStats
+from pycri.model.stats import ContainerStats, GroupUsage, PodReading, PodStats
 
 POD = PodId("a" * 64)
 IMAGE = ImageId("sha256:" + "c" * 64)
@@ -166,6 +166,17 @@ class FakeStats:
         return [await self.pod(pod.id) for pod in self._sandboxes.list(id_prefix=id_prefix)]
 
 
+class FakeMetrics:
+    async def read(self) -> list[PodReading]:
+        return []
+
+
+class FakeObserved:
+    def __init__(self, stats: FakeStats) -> None:
+        self.stats = stats
+        self.metrics = FakeMetrics()
+
+
 class FakeNode:
     def __init__(self) -> None:
         self.cidr = ""
@@ -231,7 +242,7 @@ class FakeDaemon:
         self.updates = FakeUpdates()
         self.execs = FakeExecs()
         self.node = FakeNode()
-        self.stats = FakeStats(self.sandboxes, self.containers)
+        self.observed = FakeObserved(FakeStats(self.sandboxes, self.containers))
         self.images = FakeImages()
 
     @asynccontextmanager
@@ -243,7 +254,7 @@ class FakeDaemon:
                 self.updates,
                 self.execs,
                 self.node,
-                self.stats,
+                self.observed,
             ),
             ImageService(self.images),
             NodeService(self.images),

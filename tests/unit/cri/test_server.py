@@ -37,6 +37,7 @@ SERVED = {
     "ImageFsInfo",
     "StreamPodSandboxes", "StreamContainers", "StreamImages",
     "ContainerStats", "ListContainerStats", "StreamContainerStats",
+    "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics",
     "PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats",
 }  # fmt: skip
 

@@ -3,10 +3,11 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from pycri.kernel import cgroup1, cgroup2, counters
-from pycri.model.stats import PressureLine
+from pycri.kernel import cgroup1, cgroup2, counters, tasks
+from pycri.model.stats import GroupDetail, PressureLine
 
 PRESSURE = """\
 some avg10=1.50 avg60=0.25 avg300=0.01 total=2243766404
@@ -155,3 +156,80 @@ def test_version_2_has_pressure_and_swap_of_its_own(tmp_path: Path) -> None:
     for pressure in (usage.cpu.pressure, usage.memory.pressure, usage.io_pressure):
         assert pressure is not None
         assert pressure.full.total_ns == 7000
+
+
+def test_blkio_of_version_1_is_read_by_device() -> None:
+    sizes = "250:0 Read 4096\n250:0 Write 8192\n250:0 Sync 0\n250:0 Total 12288\nTotal 12288\n"
+    counts = "250:0 Read 1\n250:0 Write 2\n250:0 Total 3\nTotal 3\n"
+    (device,) = counters.parse_blkio(sizes, counts)
+    assert (device.device, device.major, device.minor) == ("250:0", 250, 0)
+    assert (device.read_bytes, device.write_bytes, device.reads, device.writes) == (
+        4096,
+        8192,
+        1,
+        2,
+    )
+    assert counters.parse_blkio("Total 0\n", "Total 0\n") == ()
+
+
+def test_io_stat_of_version_2_may_have_more_keys_and_lines_without_any() -> None:
+    text = "250:0 rbytes=5 wbytes=6 rios=7 wios=8 dbytes=0 dios=0\n250:16 \n250:32 cost.usage=1\n"
+    (device,) = counters.parse_io_stat(text)
+    assert (device.read_bytes, device.write_bytes, device.reads, device.writes) == (5, 6, 7, 8)
+
+
+def test_soft_limits_are_named_by_words_and_unlimited_ones_left_out() -> None:
+    text = """\
+Limit                     Soft Limit           Hard Limit           Units
+Max cpu time              unlimited            unlimited            seconds
+Max open files            1024                 524288               files
+Max nice priority         0                    0
+"""
+    assert tasks.parse_soft_limits(text) == {"max_open_files": 1024, "max_nice_priority": 0}
+
+
+def test_details_of_both_versions_are_the_same_facts(tmp_path: Path) -> None:
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.mkdir()
+    two.mkdir()
+    write_files(
+        one,
+        cpuacct__usage_user="3000\n",
+        cpuacct__usage_sys="2000\n",
+        cpu__stat="nr_periods 9\nnr_throttled 4\nthrottled_time 6000\n",
+        memory__stat=V1_STAT + "total_mapped_file 12\ntotal_active_file 13\n",
+        memory__kmem__usage_in_bytes="14\n",
+        memory__max_usage_in_bytes="15\n",
+        memory__failcnt="10\n",
+        memory__memsw__failcnt="6\n",
+        memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 17\n",
+        pids__current="18\n",
+        pids__max="max\n",
+        hugetlb__2MB__usage_in_bytes="19\n",
+        hugetlb__2MB__max_usage_in_bytes="20\n",
+        blkio__throttle__io_service_bytes_recursive="250:0 Read 21\n",
+        blkio__throttle__io_serviced_recursive="250:0 Read 22\n",
+    )
+    write_files(
+        two,
+        cpu__stat="usage_usec 5\nuser_usec 3\nsystem_usec 2\n"
+        "nr_periods 9\nnr_throttled 4\nthrottled_usec 6\n",
+        memory__stat=V2_STAT + "file_mapped 12\nactive_file 13\nslab 10\nkernel_stack 4\n",
+        memory__peak="15\n",
+        memory__events="low 0\nmax 16\noom 0\noom_kill 17\n",
+        pids__current="18\n",
+        pids__max="max\n",
+        hugetlb__2MB__current="19\n",
+        io__stat="250:0 rbytes=21 wbytes=0 rios=22 wios=0\n",
+    )
+    names = ("cpu", "cpuacct", "memory", "pids", "hugetlb", "blkio")
+    first = cgroup1.read_detail(dict.fromkeys(names, str(one)), ("2MB", "1GB"))
+    second = cgroup2.read_detail(str(two), ("2MB", "1GB"))
+    assert first.huge_pages[0].most_bytes == 20
+    pages = msgspec.structs.replace(first.huge_pages[0], most_bytes=None)
+    assert msgspec.structs.replace(first, huge_pages=(pages,)) == second
+    assert (first.cpu_user_ns, first.limit_hits, first.oom_kills, first.threads) == (
+        3000, 16, 17, 18,
+    )  # fmt: skip
+    assert first.threads_limit is None
+    assert cgroup1.read_detail({}, ()) == cgroup2.read_detail(str(tmp_path), ()) == GroupDetail()
