@@ -76,6 +76,8 @@ async def run_plugin(
     status = transport.get_returncode() or 0
     if status != 0:
         raise PluginFailed(step, parse_error(output, plugin.complaint, status))
+    if plugin.complaint:
+        _log.debug(step, stderr=plugin.complaint.decode(errors="replace"))
     return output
 
 

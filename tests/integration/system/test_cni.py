@@ -17,7 +17,7 @@ import pytest
 from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.integration.kernel.netns import Namespace
 from tests.world import leaks
-from tests.world.cni import CniFolders
+from tests.world.cni import DEBIAN_PLUGINS, CniFolders
 from tests.world.daemon import CALL_TIMEOUT_S, Node, refused, wait_until
 
 
@@ -111,6 +111,30 @@ def test_lo_is_up_in_a_pod_of_plugins_that_leave_it_alone(
         [*inside, "ip", "link", "show", "lo"], capture_output=True, text=True, check=True
     )
     assert "LOOPBACK,UP" in shown.stdout
+
+
+@pytest.mark.skipif(
+    not Path(DEBIAN_PLUGINS, "bridge").exists(),
+    reason="needs Debian's containernetworking-plugins; see scripts/setup",
+)
+def test_a_pod_in_a_user_namespace_of_its_own_is_attached_as_any(
+    folders: CniFolders, make_cni_node: Callable[..., Node]
+) -> None:
+    ipam = {
+        "type": "host-local",
+        "dataDir": str(folders.folder / "addresses"),
+        "ranges": [[{"subnet": "10.77.6.0/24"}]],
+    }
+    bridge = {"type": "bridge", "bridge": "userns0", "ipam": ipam}
+    tuning = {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}
+    chain = {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, tuning]}
+    folders.write("1.conflist", chain)
+    node = make_cni_node()
+    ids = cri.IDMapping(host_id=1_000_000, container_id=0, length=65536)
+    userns = cri.UserNamespace(mode=cri.POD, uids=[ids], gids=[ids])
+    pod = node.run_pod("mapped", namespaces={"userns_options": userns})
+    assert node.pod_ip(pod) == "10.77.6.2"
+    node.remove_pod(pod)
 
 
 def test_capabilities_go_to_the_plugins_that_declare_them(
