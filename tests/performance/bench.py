@@ -76,7 +76,7 @@ def main(rounds: int, peers: tuple[str, ...], file: Path | None) -> None:
 def _start_containerds(
     stack: contextlib.ExitStack, folder: Path, registry: Registry
 ) -> list[Contestant]:
-    registry.push(_build_pause(folder), "pause")
+    registry.push(build_pause(folder), "pause")
     pause = registry.reference("pause")
     return [
         stack.enter_context(containerd.start_containerd(folder, runtime, pause))
@@ -84,7 +84,8 @@ def _start_containerds(
     ]
 
 
-def _build_pause(folder: Path) -> Image:
+def build_pause(folder: Path) -> Image:
+    """Build the image of the process that holds a pod's namespaces for containerd."""
     program = folder / "pause"
     source = Path(__file__).with_name("pause.c")
     subprocess.run(["gcc", "-Os", "-static", "-s", "-o", program, source], check=True)

@@ -8,6 +8,7 @@ a parent cgroup, a log directory, masked paths as the kubelet names them, and no
 import itertools
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,13 +97,29 @@ class Client:
         self._timed("RemoveContainer", self._runtime.RemoveContainer, removal)
         self.remove_pod(pod)
 
-    def run_pod(self) -> str:
-        """Run a pod and return its id."""
-        config = self._pod_config(f"pod-{next(self._numbers)}")
-        request = cri.RunPodSandboxRequest(config=config)
-        pod = self._timed("RunPodSandbox", self._runtime.RunPodSandbox, request).pod_sandbox_id
-        self._configs[pod] = config
+    def run_pod(self, *, host_network: bool = False, name: str = "RunPodSandbox") -> str:
+        """Run a pod and return its id. name: of the sample."""
+        request = self._pod_request(host_network=host_network)
+        pod = self._timed(name, self._runtime.RunPodSandbox, request).pod_sandbox_id
+        self._configs[pod] = request.config
         return pod
+
+    def run_pods(self, count: int) -> float:
+        """Run pods, all asked for at once; return the seconds until the last was ready."""
+        requests = [self._pod_request() for _ in range(count)]
+        start = time.perf_counter()
+        calls = [self._runtime.RunPodSandbox.future(request, _TIMEOUT_S) for request in requests]
+        pods = [call.result().pod_sandbox_id for call in calls]
+        took_s = time.perf_counter() - start
+        self._configs |= {pod: r.config for pod, r in zip(pods, requests, strict=True)}
+        return took_s
+
+    def remove_pods(self) -> float:
+        """Stop and remove all pods, all asked for at once; return the seconds it took."""
+        start = time.perf_counter()
+        with ThreadPoolExecutor(len(self._configs)) as threads:
+            list(threads.map(self.remove_pod, self.pods))
+        return time.perf_counter() - start
 
     def create_container(self, pod: str, name: str, command: list[str]) -> str:
         """Create a container and return its id."""
@@ -142,12 +159,24 @@ class Client:
         self._timed("RemovePodSandbox", self._runtime.RemovePodSandbox, removal)
         self._configs.pop(pod, None)
 
+    def address(self, pod: str) -> str:
+        """Return a pod's address."""
+        request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod)
+        return self._runtime.PodSandboxStatus(request, _TIMEOUT_S).status.network.ip
+
     def clear(self) -> None:
         """Remove every pod."""
         for pod in self._runtime.ListPodSandbox(cri.ListPodSandboxRequest(), _TIMEOUT_S).items:
             self.remove_pod(pod.id)
 
     # requests
+
+    def _pod_request(self, *, host_network: bool = False) -> cri.RunPodSandboxRequest:
+        config = self._pod_config(f"pod-{next(self._numbers)}")
+        if host_network:
+            config.hostname = ""
+            config.linux.security_context.namespace_options.network = cri.NODE
+        return cri.RunPodSandboxRequest(config=config)
 
     def _pod_config(self, name: str) -> cri.PodSandboxConfig:
         logs = self._folder / f"{name}-logs"

@@ -13,9 +13,10 @@ takes such a host for one of v2. Network and rules are in the bench's network na
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -25,6 +26,9 @@ from tests.performance.cgroups import RuntimeGroup, read_hybrid_mounts
 from tests.performance.contestants import Contestant
 from tests.world import session
 from tests.world.daemon import wait_until
+
+Plugin = dict[str, Any]
+"""An object of a conflist's "plugins"."""
 
 OCI_RUNTIMES = ("crun", "runc")
 _PACKAGES = {
@@ -95,8 +99,11 @@ def read_versions() -> dict[str, str]:
     return dict(line.split() for line in shown.splitlines())
 
 
-def _render_network(bridge: str) -> str:
-    """Return a conflist that gives pods what pycri's built-in network gives them."""
+def render_network(bridge: str, chained: Sequence[Plugin] = ()) -> str:
+    """Return a conflist that gives pods what pycri's built-in network gives them.
+
+    chained: plugins behind the bridge plugin.
+    """
     subnet = session.claim_subnet()
     ipam = {
         "type": "host-local",
@@ -112,13 +119,13 @@ def _render_network(bridge: str) -> str:
         "hairpinMode": True,
         "ipam": ipam,
     }
-    return json.dumps({"cniVersion": "1.0.0", "name": bridge, "plugins": [plugin]})
+    return json.dumps({"cniVersion": "1.0.0", "name": bridge, "plugins": [plugin, *chained]})
 
 
-def _prepare(folder: Path, name: str, runtime: str, pause_image: str) -> None:
+def _prepare(folder: Path, runtime: str, pause_image: str, network: str) -> None:
     for part in ("net.d", "root", "upper", "work"):
         (folder / part).mkdir(parents=True)
-    (folder / "net.d/10-bridge.conflist").write_text(_render_network(name))
+    (folder / "net.d/10-bridge.conflist").write_text(network)
     config = _CONFIG.format(
         folder=folder, pause_image=pause_image, runtime=runtime, binary=shutil.which(runtime)
     )
@@ -138,14 +145,17 @@ def _is_ready(process: subprocess.Popen[bytes], socket: Path, log: Path) -> bool
 
 
 @contextmanager
-def start_containerd(folder: Path, runtime: str, pause_image: str) -> Iterator[Contestant]:
+def start_containerd(
+    folder: Path, runtime: str, pause_image: str, *, chained: Sequence[Plugin] = ()
+) -> Iterator[Contestant]:
     """Run containerd.
 
     runtime: "crun" or "runc". pause_image: the reference of what holds a pod's namespaces.
+    chained: CNI plugins behind the bridge plugin.
     """
     name = f"{folder.name[:8]}{runtime}"
     folder = folder / f"containerd-{runtime}"
-    _prepare(folder, name, runtime, pause_image)
+    _prepare(folder, runtime, pause_image, render_network(name, chained))
     group = RuntimeGroup(name)
     log = folder / "log"
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _LAUNCH, "sh"]

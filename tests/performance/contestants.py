@@ -39,16 +39,23 @@ def _folder_in_memory(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def start_pycri(folder: Path) -> Iterator[Contestant]:
-    """Run pycri with its default settings on folders and names of its own."""
-    with _folder_in_memory(folder / "run") as run:
+def start_pycri(
+    folder: Path, *, name: str = "pycri", settings: str = "", network: str = 'kind = "builtin"'
+) -> Iterator[Contestant]:
+    """Run pycri with its default settings on folders and names of its own.
+
+    settings, network: TOML of further keys, as `Node` takes them.
+    """
+    with _folder_in_memory(folder / f"run-{name}") as run:
         scope = leaks.Scope(folders=(str(folder),))
-        node = Node(scope, log_level="info", run_dir=run / "pycri")
+        node = Node(
+            scope, log_level="info", run_dir=run / "pycri", settings=settings, network=network
+        )
         group = RuntimeGroup(node.name)
         try:
             node.start()
             yield Contestant(
-                name="pycri",
+                name=name,
                 socket=node.run_dir / "pycri.sock",
                 folder=node.folder,
                 group=group,
