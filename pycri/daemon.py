@@ -45,6 +45,7 @@ from pycri.pods.node import Node
 from pycri.pods.planning import Planner
 from pycri.pods.recovery import Recovery
 from pycri.pods.sandboxes import Sandboxes
+from pycri.pods.selinux import label_images
 from pycri.pods.stats import Stats
 from pycri.pods.updates import Updates
 from pycri.pods.usage import LayerUsage
@@ -109,6 +110,8 @@ async def _application(
         stack.push_async_callback(database.close)
         registry = RegistryClient(settings.images.registry_mirrors)
         stack.push_async_callback(registry.close)
+        if host.selinux:
+            label_images(settings.images_dir)
         catalogue = Catalogue(database)
         foundation = Foundation(
             settings=settings,

@@ -27,6 +27,7 @@ from tests.world.debian import read_dependencies, unpack
 CHECKOUT = Path(__file__).resolve().parent.parent
 KERNEL = "linux-image-amd64"
 """The package that depends on the current kernel. The cloud kernel has no 9p."""
+KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "random.trust_cpu=on")
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 BUSYBOX = Path("/bin/busybox")
 HANDED_ON = ("PATH", "TERM", "XDG_CACHE_HOME", "PYCRI_TEST_TIME_FACTOR")
@@ -60,6 +61,7 @@ ln -sf pts/ptmx /root/dev/ptmx
 for folder in dev/shm tmp; do mount -t tmpfs -o mode=1777 tmpfs /root/$folder; done
 for folder in run var/lib/pycri; do mount -t tmpfs -o mode=755 tmpfs /root/$folder; done
 mount -t cgroup2 -o nsdelegate cgroup2 /root/sys/fs/cgroup
+[ ! -d /root/sys/fs/selinux ] || mount -t selinuxfs selinuxfs /root/sys/fs/selinux
 ip link set lo up
 hostname pycri-vm
 cat /command >/root/run/command
@@ -88,6 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="vm", description="run a command under Debian's kernel")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds, the boot included")
     parser.add_argument("--memory", type=int, default=3072, help="of the guest, in MiB")
+    parser.add_argument("--kernel-option", action="append", default=[], help="as security=selinux")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="default: a shell")
     options = parser.parse_args()
     if platform.machine() != "x86_64":
@@ -97,10 +100,11 @@ def main() -> int:
         folder = Path(name)
         script = render_command(options.command or ["sh"], options.timeout)
         write_initramfs(folder, kernel, script)
-        return boot(folder, kernel, options.memory, options.timeout)
+        kernel_options = " ".join((*KERNEL_OPTIONS, *options.kernel_option))
+        return boot(folder, kernel, kernel_options, options.memory, options.timeout)
 
 
-def boot(folder: Path, kernel: Path, memory_mib: int, timeout_s: float) -> int:
+def boot(folder: Path, kernel: Path, kernel_options: str, memory_mib: int, timeout_s: float) -> int:
     """Run qemu to its end and return the exit status that the guest reports.
 
     folder: has the initramfs, and gets the files of the serial ports.
@@ -113,7 +117,7 @@ def boot(folder: Path, kernel: Path, memory_mib: int, timeout_s: float) -> int:
         "-accel", "tcg",
         "-smp", str(os.cpu_count() or 1), "-m", str(memory_mib),
         "-kernel", str(image), "-initrd", str(folder / "initramfs"),
-        "-append", "console=ttyS0 panic=-1 random.trust_cpu=on",
+        "-append", kernel_options,
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
         "-serial", f"file:{messages}",
         "-chardev", f"stdio,id=command,signal={'off' if sys.stdin.isatty() else 'on'}",

@@ -210,7 +210,7 @@ def _apparmor(facts: HostFacts, surroundings: Surroundings) -> Finding:
 def _selinux(facts: HostFacts) -> Finding:
     text = "is not there: pods and containers that ask for a label are refused"
     if facts.selinux:
-        text = "is there: processes get their labels, files of images keep the node's"
+        text = "is there: containers that ask for a label get it, and their files with them"
     return Finding(subject="selinux", verdict=Verdict.GOOD, text=text)
 
 

@@ -110,13 +110,16 @@ def become_root() -> None:
     os.setresuid(0, 0, 0)
 
 
-def new_mapped_overlay(layers: list[int], folder: int | None, place: str, *, append: bool) -> int:
+def new_mapped_overlay(
+    layers: list[int], folder: int | None, place: str, label: str = "", *, append: bool
+) -> int:
     """Make an overlay of detached, id-mapped layers (topmost first); takes all the descriptors.
 
     folder: detached tree that holds the folders `upper` and `work`; None for an overlay that
     nobody can write to. place: an empty folder of the caller's mount namespace, where they are
     attached by numbers, for overlay takes attached mounts only (until Linux 6.15).
-    append: as in `mounts.new_overlay`. Returns a detached mount, caller closes.
+    label: as in `mounts.new_overlay`. append: the kernel knows "lowerdir+".
+    Returns a detached mount, caller closes.
     """
     lower = tuple(_attach_numbered(tree, place, number) for number, tree in enumerate(layers))
     upper, work = "", ""
@@ -124,8 +127,8 @@ def new_mapped_overlay(layers: list[int], folder: int | None, place: str, *, app
         writable = _attach_numbered(folder, place, len(lower))
         upper, work = f"{writable}/upper", f"{writable}/work"
     if append:
-        return mounts.new_overlay(lower, upper, work)
-    return mounts.mount_overlay(lower, upper, work, place)
+        return mounts.new_overlay(lower, upper, work, label)
+    return mounts.mount_overlay(lower, upper, work, place, label)
 
 
 def _attach_numbered(tree: int, place: str, number: int) -> str:

@@ -6,10 +6,12 @@ whatever the container makes of it: a label written to a file there may go nowhe
 So /proc is opened while it is still the host's, and the files are opened below that.
 """
 
+import errno
 import os
 
 _PROFILES = "/sys/kernel/security/apparmor/profiles"
 _READ_LIMIT = 1 << 22
+_SELINUX_XATTR = "security.selinux"
 
 
 def open_proc() -> int:
@@ -32,6 +34,24 @@ def set_selinux_exec(proc_fd: int, label: str) -> None:
     _write(proc_fd, "self/attr/exec", label)
 
 
+def set_file_label(file: int | str, label: str) -> None:
+    """Give a file or folder a label of SELinux, by its path or a descriptor, borrowed."""
+    os.setxattr(file, _SELINUX_XATTR, label.encode())
+
+
+def relabel(path: str, label: str) -> None:
+    """Give a file, or a folder and all below it, a label of SELinux; links are not followed but
+    at `path` itself. A file system without labels is left alone.
+    """
+    try:
+        set_file_label(path, label)
+        if os.path.isdir(path):
+            _relabel_below(path, label.encode())
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+
+
 def read_apparmor_profiles() -> frozenset[str]:
     """Return the names of the loaded profiles; none where AppArmor is off."""
     try:
@@ -41,6 +61,13 @@ def read_apparmor_profiles() -> frozenset[str]:
         return frozenset()
     # "NAME (MODE)"; a name may hold spaces.
     return frozenset(line.rpartition(" (")[0] for line in lines)
+
+
+def _relabel_below(path: str, label: bytes) -> None:
+    for _, folders, files, fd in os.fwalk(path):
+        for name in (*folders, *files):
+            # By the folder's descriptor: what lies between is not looked up again.
+            os.setxattr(f"/proc/self/fd/{fd}/{name}", _SELINUX_XATTR, label, follow_symlinks=False)
 
 
 def _write(proc_fd: int, path: str, text: str) -> None:

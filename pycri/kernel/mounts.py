@@ -99,18 +99,22 @@ def new_filesystem(
         os.close(context)
 
 
-def new_overlay(layers: tuple[str, ...], upper: str = "", work: str = "") -> int:
+def new_overlay(layers: tuple[str, ...], upper: str = "", work: str = "", label: str = "") -> int:
     """Make an overlay of `layers` (topmost first). Returns a detached mount, caller closes.
 
     upper, work: "" for one that nobody can write to; it then needs two layers at least.
+    label: SELinux's, of all files in it; "" leaves each its own.
     Volatile: the upper folder is never synced and never mounted twice, since a container's root
     does not outlive a power loss. Needs "lowerdir+" (Linux >= 6.8).
     """
     lower = tuple(f"lowerdir+={layer}" for layer in layers)
-    return new_filesystem("overlay", (*lower, *_writable(upper, work)))
+    context = (f"context={label}",) if label else ()
+    return new_filesystem("overlay", (*lower, *_writable(upper, work), *context))
 
 
-def new_overlay_by_path(layers: tuple[str, ...], upper: str, work: str, scratch: str) -> int:
+def new_overlay_by_path(
+    layers: tuple[str, ...], upper: str, work: str, scratch: str, label: str = ""
+) -> int:
     """Do the same on Linux < 6.8: by mount(2) at `scratch`, in a mount namespace of a moment.
 
     Mounts cloned in there would get no propagation from the host's, so the caller is put back, at
@@ -123,19 +127,23 @@ def new_overlay_by_path(layers: tuple[str, ...], upper: str, work: str, scratch:
     # They must be of this namespace, or the kernel refuses their mounts.
     layer_fds = [os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for layer in layers]
     lower = tuple(f"/proc/self/fd/{fd}" for fd in layer_fds)
-    tree_fd = mount_overlay(lower, upper, work, scratch)
+    tree_fd = mount_overlay(lower, upper, work, scratch, label)
     setns(home_fd, Clone.NEWNS)
     for fd in (home_fd, *layer_fds):
         os.close(fd)
     return tree_fd
 
 
-def mount_overlay(layers: tuple[str, ...], upper: str, work: str, place: str) -> int:
+def mount_overlay(
+    layers: tuple[str, ...], upper: str, work: str, place: str, label: str = ""
+) -> int:
     """Mount an overlay by mount(2) at `place`. Returns a clone, detached; caller closes.
 
     All options have to fit in a page; the mount at `place` stays.
     """
-    data = ",".join((f"lowerdir={':'.join(layers)}", *_writable(upper, work)))
+    # In quotes, since a label's categories are separated as options are.
+    context = (f'context="{label}"',) if label else ()
+    data = ",".join((f"lowerdir={':'.join(layers)}", *_writable(upper, work), *context))
     mount("overlay", place, "overlay", MountFlag(0), data)
     return clone_tree(place, recursive=False)
 

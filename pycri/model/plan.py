@@ -30,15 +30,18 @@ class MountOverlay(msgspec.Struct, frozen=True, kw_only=True, tag="overlay"):
     """The root file system. layers: host directories, topmost first.
 
     ids: how the layers' owners are shown; the upper folder has the owners of the host.
+    label: SELinux's, of all files in it; "" leaves each its own.
     """
 
     layers: tuple[str, ...]
     upper: str
     work: str
     ids: IdMappings | None = None
+    label: str = ""
 
     def __str__(self) -> str:
-        return f"overlay {len(self.layers)} layers, upper {self.upper}{_shown(self.ids)}"
+        shown = f"{_shown(self.ids)}{_labelled(self.label)}"
+        return f"overlay {len(self.layers)} layers, upper {self.upper}{shown}"
 
 
 class BindMount(msgspec.Struct, frozen=True, kw_only=True, tag="bind"):
@@ -49,6 +52,7 @@ class BindMount(msgspec.Struct, frozen=True, kw_only=True, tag="bind"):
     propagation: "private", "slave" or "shared". create_source: make a missing folder.
     ids: how owners are shown and written, of this mount and none below it; `ids_field` is what
         asked for that, to be named where the source's file system cannot.
+    relabel: give all files of the source this label of SELinux; "" leaves each its own.
     """
 
     source: str
@@ -59,10 +63,12 @@ class BindMount(msgspec.Struct, frozen=True, kw_only=True, tag="bind"):
     create_source: bool = False
     ids: IdMappings | None = None
     ids_field: str = ""
+    relabel: str = ""
 
     def __str__(self) -> str:
         options = ",".join((*self.attributes, self.propagation))
-        return f"bind {self.source} -> {self.target} ({options}){_shown(self.ids)}"
+        shown = f"{_shown(self.ids)}{_labelled(self.relabel)}"
+        return f"bind {self.source} -> {self.target} ({options}){shown}"
 
 
 class MountImage(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
@@ -70,7 +76,7 @@ class MountImage(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
 
     layers: as for MountOverlay. sub_path: what of the image; "" is all.
     empty: an empty host folder: overlay without an upper folder needs two layers at least.
-    ids: as for MountOverlay.
+    ids, label: as for MountOverlay.
     """
 
     layers: tuple[str, ...]
@@ -79,11 +85,12 @@ class MountImage(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
     sub_path: str = ""
     attributes: tuple[str, ...] = ("ro",)
     ids: IdMappings | None = None
+    label: str = ""
 
     def __str__(self) -> str:
         what = f"/{self.sub_path} of " if self.sub_path else ""
         options = ",".join(self.attributes)
-        shown = f"({options}){_shown(self.ids)}"
+        shown = f"({options}){_shown(self.ids)}{_labelled(self.label)}"
         return f"image {what}{len(self.layers)} layers -> {self.target} {shown}"
 
 
@@ -91,16 +98,18 @@ class MountFilesystem(msgspec.Struct, frozen=True, kw_only=True, tag="mount"):
     """Mount a new instance of a kernel file system.
 
     options: "key=value" or "key", the file system's own. attributes: as for BindMount.
+    label: as for MountOverlay.
     """
 
     filesystem: str
     target: str
     options: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
+    label: str = ""
 
     def __str__(self) -> str:
         options = ",".join((*self.attributes, *self.options))
-        return f"mount {self.filesystem} -> {self.target} ({options})"
+        return f"mount {self.filesystem} -> {self.target} ({options}){_labelled(self.label)}"
 
 
 class MakeDevice(msgspec.Struct, frozen=True, kw_only=True, tag="device"):
@@ -188,6 +197,10 @@ Step = (
 
 def _shown(ids: IdMappings | None) -> str:
     return f", {ids}" if ids else ""
+
+
+def _labelled(label: str) -> str:
+    return f", label {label}" if label else ""
 
 
 class DeviceRule(msgspec.Struct, frozen=True, kw_only=True):

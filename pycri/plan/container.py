@@ -46,8 +46,8 @@ from pycri.plan.security import (
     check_privileged,
     plan_capabilities,
     plan_path_protection,
-    plan_selinux_label,
 )
+from pycri.plan.selinux import label_files, plan_selinux_label
 from pycri.plan.user_namespaces import check_container_ids, map_plan
 
 
@@ -116,9 +116,10 @@ def plan_container(inputs: ContainerInputs) -> ContainerPlan:
         hooks=_plan_hooks(inputs),
     )
     ids, paths = inputs.pod.spec.namespaces.user, inputs.pod_paths
+    files = (paths.hosts, paths.hostname, paths.resolv_conf)
+    plan = label_files(plan, spec.mounts, (*files, paths.shm))
     if ids is None:
         return plan
-    files = (paths.hosts, paths.hostname, paths.resolv_conf)
     return map_plan(plan, ids, paths.pins["user"], files)
 
 

@@ -265,6 +265,8 @@ def _linux(plan: ContainerPlan, bundle: Bundle) -> _Object:
             step.path for step in _of(plan, ReadOnlyPath) if step.path != _CGROUP_ROOT
         ],
     }
+    if label := next((step.label for step in _of(plan, MountOverlay)), ""):
+        rendered["mountLabel"] = label
     if plan.user_namespace:
         rendered |= _mappings(plan.user_namespace.ids)
     if plan.process.seccomp:

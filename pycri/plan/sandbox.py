@@ -15,7 +15,7 @@ from pycri.model.plan import CgroupPlan, PinNamespace, SandboxPlan
 from pycri.model.pod import PodSpec
 from pycri.model.security import NamespaceMode
 from pycri.plan.cgroups import cgroup_path, check_cgroup_parent, plan_cgroup
-from pycri.plan.security import check_selinux
+from pycri.plan.selinux import check_selinux
 from pycri.plan.user_namespaces import check_pod_user_namespace
 
 SHM_BYTES = 64 << 20

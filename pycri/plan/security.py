@@ -10,7 +10,6 @@ no security context at all (`crictl` by hand) gets the default lists, from `cri/
 from pycri.errors import InvalidRequest, Unsupported
 from pycri.model.host import HostFacts
 from pycri.model.plan import CapabilitySets, MaskPath, ReadOnlyPath, ReadOnlyRoot, Step
-from pycri.model.pod import PodSpec
 from pycri.model.security import CAPABILITY_NAMES, ContainerSecurity
 from pycri.plan.mounts import clean_path
 
@@ -95,24 +94,6 @@ def plan_capabilities(security: ContainerSecurity, host: HostFacts) -> Capabilit
         inheritable=ambient_numbers,
         ambient=ambient_numbers,
     )
-
-
-def plan_selinux_label(pod: PodSpec, security: ContainerSecurity, host: HostFacts) -> str:
-    """Return the label of a container's process, "" for none: its own, else its pod's.
-
-    Raises: Unsupported on a node without SELinux.
-    """
-    if security.privileged:
-        return ""
-    check_selinux(security.selinux_label, host)
-    return security.selinux_label or pod.selinux_label
-
-
-def check_selinux(label: str, host: HostFacts) -> None:
-    """Raise Unsupported for a label that the kernel would not know: it is asked for to confine."""
-    if label and not host.selinux:
-        field = "config.linux.security_context.selinux_options"
-        raise Unsupported(f"{field}: this node has no SELinux")
 
 
 def plan_path_protection(security: ContainerSecurity) -> tuple[Step, ...]:

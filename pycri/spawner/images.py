@@ -17,9 +17,9 @@ def open_image(step: MountImage, *, append: bool) -> int:
     """Make the overlay. append: as in `steps.open_sources`. Returns a detached mount."""
     layers = step.layers if len(step.layers) > 1 else (*step.layers, step.empty)
     if append:
-        tree = mounts.new_overlay(layers)
+        tree = mounts.new_overlay(layers, label=step.label)
     else:
-        tree = mounts.new_overlay_by_path(layers, "", "", step.empty)
+        tree = mounts.new_overlay_by_path(layers, "", "", step.empty, step.label)
     mounts.set_attributes(tree, step.attributes)
     return tree
 

@@ -92,7 +92,10 @@ class MappedSources:
             layers, folder = next(prepared)
             place = f"{root}/{index}"
             os.mkdir(place)
-            trees[index] = idmaps.new_mapped_overlay(layers, folder, place, append=append)
+            assert isinstance(step, MountOverlay | MountImage)
+            trees[index] = idmaps.new_mapped_overlay(
+                layers, folder, place, step.label, append=append
+            )
             if isinstance(step, MountImage):
                 mounts.set_attributes(trees[index], step.attributes)
         os.mkdir(f"{root}/root")

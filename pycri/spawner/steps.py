@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from pycri.kernel import mounts
+from pycri.kernel import lsm, mounts
 from pycri.kernel.paths import (
     is_directory,
     make_directory_beneath,
@@ -40,6 +40,8 @@ from pycri.spawner.targets import open_filesystem_target, open_target
 
 _UPPER_BUSY_S = 2.0
 _PAUSE_S = 0.005
+_LABELLED_BY_XATTR = ("mqueue",)
+"""Their instance is the namespace's and there already: it takes no label as an option."""
 
 
 def open_sources(
@@ -90,6 +92,9 @@ def sources_of(steps: Iterable[Step]) -> list[Step]:
 
 
 def _open_tree(step: Step, mapped: MappedSources, *, append: bool) -> int:
+    if isinstance(step, MountOverlay) and step.label:
+        # What is made in it gets the folder's label, which counts where a file is mapped.
+        lsm.relabel(step.upper, step.label)
     match step:
         case BindMount():
             tree = _open_source(step)
@@ -110,6 +115,8 @@ def _open_source(step: BindMount) -> int:
         # It exists: a file too may be bound. What cannot be is said by the next line.
         with suppress(FileExistsError):
             os.makedirs(step.source)
+    if step.relabel:
+        lsm.relabel(step.source, step.relabel)
     tree = mounts.clone_tree(step.source, recursive=step.recursive)
     # Propagation first: from here on nothing the host mounts below reaches a private tree.
     mounts.set_propagation(tree, step.propagation)
@@ -122,13 +129,13 @@ def _open_overlay(step: MountOverlay, *, append: bool) -> int:
         deadline_s = time.monotonic() + _UPPER_BUSY_S
         while True:
             try:
-                return mounts.new_overlay(step.layers, step.upper, step.work)
+                return mounts.new_overlay(step.layers, step.upper, step.work, step.label)
             except OSError as error:
                 # A former try was killed, and the kernel has still to let go of its mount.
                 if error.errno != errno.EBUSY or time.monotonic() > deadline_s:
                     raise
             time.sleep(_PAUSE_S)
-    return mounts.new_overlay_by_path(step.layers, step.upper, step.work, step.upper)
+    return mounts.new_overlay_by_path(step.layers, step.upper, step.work, step.upper, step.label)
 
 
 def _attach_source(root_fd: int, tree: int, step: BindMount) -> None:
@@ -136,8 +143,16 @@ def _attach_source(root_fd: int, tree: int, step: BindMount) -> None:
 
 
 def _mount_filesystem(root_fd: int, step: MountFilesystem) -> None:
-    tree = mounts.new_filesystem(step.filesystem, step.options, step.attributes)
+    by_option = step.label and step.filesystem not in _LABELLED_BY_XATTR
+    context = (f"context={step.label}",) if by_option else ()
+    tree = mounts.new_filesystem(step.filesystem, (*step.options, *context), step.attributes)
     _attach(root_fd, tree, open_filesystem_target(root_fd, step))
+    if step.label and not by_option:
+        folder = open_beneath(root_fd, step.target, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            lsm.set_file_label(folder, step.label)
+        finally:
+            os.close(folder)
 
 
 def _attach(root_fd: int, tree: int, target: int) -> None:

@@ -2,6 +2,8 @@
 """What only version 2 of control groups has: one tree, own views of it, options of the whole."""
 
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +91,40 @@ def test_a_session_s_group_is_below_the_container_s_and_goes(node: Node, images:
     folder = ROOT / own.removeprefix("0::/")
     assert node.shell(container, "cat /proc/self/cgroup").startswith("0::/exec-")
     assert not [path.name for path in folder.iterdir() if path.is_dir()]
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[str]:
+    """Four huge pages of 2 MiB. Yields the folder of a file system on them."""
+    number = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    if "hugetlb" not in (ROOT / "cgroup.controllers").read_text().split() or not number.exists():
+        pytest.skip("needs huge pages of 2 MiB and their controller")
+    before = number.read_text()
+    number.write_text("4")
+    try:
+        if number.read_text() != "4\n":
+            pytest.skip("the kernel has not four huge pages to give")
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["mount", "-t", "hugetlbfs", "huge", folder], check=True)
+            try:
+                yield folder
+            finally:
+                subprocess.run(["umount", folder], check=True)
+    finally:
+        number.write_text(before)
+
+
+def test_no_more_huge_pages_are_given_than_the_limit(
+    node: Node, images: Images, huge_pages: str
+) -> None:
+    pod = node.run_pod("huge")
+    limit = {"page_size": "2MB", "limit": 4 * MEBIBYTE}
+    container = node.run_container(
+        pod,
+        images["busybox"],
+        command=["sleep", "600"],
+        mounts=[{"container_path": "/huge", "host_path": huge_pages}],
+        resources={"hugepage_limits": [limit]},
+    )
+    assert node.exec(container, "fallocate", "-l", "4194304", "/huge/two").exit_code == 0
+    assert node.exec(container, "fallocate", "-l", "4194304", "/huge/too-many").exit_code != 0
