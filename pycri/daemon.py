@@ -36,6 +36,7 @@ from pycri.pods.apparmor import load_default_profile
 from pycri.pods.catalogue import Catalogue
 from pycri.pods.containers import Containers
 from pycri.pods.endings import Endings
+from pycri.pods.events import Events
 from pycri.pods.execs import Execs
 from pycri.pods.foundation import Foundation
 from pycri.pods.groups import Groups
@@ -70,6 +71,7 @@ class Application:
     node: Node
     stats: Stats
     metrics: Metrics
+    events: Events
     layers: LayerUsage
     network: PodNetwork
     spawner: SpawnerClient
@@ -112,11 +114,13 @@ async def _application(
         stack.push_async_callback(registry.close)
         if host.selinux:
             label_images(settings.images_dir)
-        catalogue = Catalogue(database)
+        events = Events()
+        catalogue = Catalogue(database, events.publish)
         foundation = Foundation(
             settings=settings,
             host=host,
             catalogue=catalogue,
+            events=events,
             spawner=spawner,
             exits=ExitWatch(),
             layout=Layout(settings),
@@ -198,6 +202,7 @@ async def _connect(
         node=Node(foundation, network),
         stats=Stats(foundation, layers),
         metrics=Metrics(foundation, layers),
+        events=foundation.events,
         layers=layers,
         network=network,
         spawner=spawner,
@@ -232,6 +237,7 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
             _log.info("stopping")
             for task in watching:
                 task.cancel()
+            app.events.close()
             app.layers.close()
             app.stats.close()
             app.metrics.close()

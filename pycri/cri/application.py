@@ -4,12 +4,14 @@
 Ids are whole or unambiguous prefixes. Unless told otherwise an unknown one raises NotFound.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from pycri.images.progress import LayerProgress
 from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState, ExecResult
+from pycri.model.events import Event
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, PodId
 from pycri.model.image import FilesystemUsage, Image, RegistryAuth
@@ -50,6 +52,7 @@ class Containers(Protocol):
         state: ContainerState | None = None,
         labels: Mapping[str, str] = ...,
     ) -> Sequence[ContainerRecord]: ...
+    def of_pod(self, pod_id: PodId) -> Sequence[ContainerRecord]: ...
     async def reopen_log(self, container_id: str) -> None: ...
 
 
@@ -83,6 +86,10 @@ class Metrics(Protocol):
     async def read(self) -> Sequence[PodReading]: ...
 
 
+class Events(Protocol):
+    def reading(self) -> AbstractContextManager[AsyncGenerator[Event, None]]: ...
+
+
 class Observed(Protocol):
     """What tells of pods and containers."""
 
@@ -90,6 +97,8 @@ class Observed(Protocol):
     def stats(self) -> Stats: ...
     @property
     def metrics(self) -> Metrics: ...
+    @property
+    def events(self) -> Events: ...
 
 
 class Node(Protocol):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of RuntimeService that tells what pods and containers use."""
+"""The part of RuntimeService that tells what pods and containers use and what becomes of them."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
 import asyncio
@@ -12,6 +12,7 @@ from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
 from pycri.cri.application import Observed
 from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
+from pycri.cri.encode.events import encode_event
 from pycri.cri.encode.metrics import encode_metric_descriptors, encode_pod_metrics
 from pycri.cri.encode.stats import encode_container_stats, encode_pod_stats
 
@@ -19,11 +20,12 @@ Context = grpc.aio.ServicerContext[object, object]
 
 
 class ObservationService(RuntimeServiceServicer):
-    """Statistics and metrics."""
+    """Statistics, metrics, events."""
 
     def __init__(self, observed: Observed) -> None:
         self._stats = observed.stats
         self._metrics = observed.metrics
+        self._events = observed.events
 
     async def ContainerStats(
         self, request: pb.ContainerStatsRequest, context: Context
@@ -79,6 +81,15 @@ class ObservationService(RuntimeServiceServicer):
     ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
         for chunk in chunks(await self._pod_metrics()):
             yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=chunk)
+
+    async def GetContainerEvents(
+        self, request: pb.GetEventsRequest, context: Context
+    ) -> AsyncIterator[pb.ContainerEventResponse]:
+        with self._events.reading() as events:
+            # Whoever sees it knows: nothing that happens from now on is missed.
+            await context.send_initial_metadata(())
+            async for event in events:
+                yield encode_event(event)
 
     async def _pod_metrics(self) -> list[pb.PodSandboxMetrics]:
         readings = await self._metrics.read()

@@ -2,6 +2,7 @@
 """RuntimeService: decode, call the application, encode. RPCs not here answer UNIMPLEMENTED."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import grpc  # noqa: TID251  the edge is its home
@@ -71,9 +72,13 @@ class RuntimeService(ObservationService):
     ) -> pb.PodSandboxStatusResponse:
         pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
         record = self._sandboxes.status(pod_id)
+        containers = self._containers.of_pod(record.id)
         return pb.PodSandboxStatusResponse(
             status=encode.encode_pod_status(record),
             info=encode.encode_pod_info(record) if request.verbose else None,
+            # For a kubelet that takes events: it does not ask for each container then.
+            containers_statuses=[encode.encode_container_status(one) for one in containers],
+            timestamp=time.time_ns(),
         )
 
     async def ListPodSandbox(

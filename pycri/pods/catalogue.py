@@ -14,6 +14,7 @@ import msgspec
 
 from pycri.errors import NotFound
 from pycri.model.container import ContainerRecord
+from pycri.model.events import Event, EventKind, container_events, pod_events
 from pycri.model.ids import ContainerId, PodId
 from pycri.model.pod import PodRecord
 from pycri.state.database import Database
@@ -33,8 +34,12 @@ R = TypeVar("R", PodRecord, ContainerRecord)
 class Catalogue:
     """The only writer of pod and container records."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, publish: Callable[[Event], None] = lambda event: None
+    ) -> None:
+        """publish: gets an event of each change, in the step in which it becomes visible."""
         self._database = database
+        self._publish = publish
         # A change is made from the record as it is: two at once must not lose one, and one
         # beside a removal must not bring the record back.
         self._changing = asyncio.Lock()
@@ -73,15 +78,18 @@ class Catalogue:
         """Store a new pod."""
         await self._database.transact(lambda connection: save_pod(connection, pod))
         self._remember_pod(pod)
+        self._tell_pod(None, pod)
 
     async def change_pod(
         self, pod_id: PodId, change: Callable[[PodRecord], PodRecord]
     ) -> PodRecord:
         """Replace a pod's record by `change` of it. Raises NotFound."""
         async with self._changing:
-            pod = change(self.pod(pod_id))
+            old = self.pod(pod_id)
+            pod = change(old)
             await self._database.transact(lambda connection: save_pod(connection, pod))
             self._pods[pod_id] = pod
+            self._tell_pod(old, pod)
         return pod
 
     async def remove_pod(self, pod_id: PodId) -> None:
@@ -92,6 +100,7 @@ class Catalogue:
         if pod:
             self._pod_names.pop(pod_name_key(pod.spec.metadata), None)
             self._by_pod.pop(pod_id, None)
+            self._tell_pod(pod, None)
 
     # containers
 
@@ -120,15 +129,18 @@ class Catalogue:
         """Store a new container."""
         await self._database.transact(lambda connection: save_container(connection, container))
         self._remember_container(container)
+        self._tell_container(None, container)
 
     async def change_container(
         self, container_id: ContainerId, change: Callable[[ContainerRecord], ContainerRecord]
     ) -> ContainerRecord:
         """Replace a container's record by `change` of it. Raises NotFound."""
         async with self._changing:
-            container = change(self.container(container_id))
+            old = self.container(container_id)
+            container = change(old)
             await self._database.transact(lambda connection: save_container(connection, container))
             self._containers[container_id] = container
+            self._tell_container(old, container)
         return container
 
     async def remove_container(self, container_id: ContainerId) -> None:
@@ -142,6 +154,21 @@ class Catalogue:
             metadata = container.spec.metadata
             names = self._by_pod.get(container.pod_id, {})
             names.pop((metadata.name, metadata.attempt), None)
+            self._tell_container(container, None)
+
+    def _tell_pod(self, old: PodRecord | None, new: PodRecord | None) -> None:
+        if pod := new or old:
+            for kind in pod_events(old, new):
+                self._tell(kind, pod.id, pod)
+
+    def _tell_container(self, old: ContainerRecord | None, new: ContainerRecord | None) -> None:
+        if container := new or old:
+            for kind in container_events(old, new):
+                self._tell(kind, container.id, self._pods.get(container.pod_id))
+
+    def _tell(self, kind: EventKind, event_id: str, pod: PodRecord | None) -> None:
+        containers = tuple(self.containers_of(pod.id)) if pod else ()
+        self._publish(Event(kind=kind, id=event_id, timestamp_ns=0, pod=pod, containers=containers))
 
     def _remember_pod(self, pod: PodRecord) -> None:
         self._pods[pod.id] = pod

@@ -10,12 +10,12 @@ shorten the wait of the first.
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pycri.errors import AlreadyExists, NotFound, PycriError, WrongState
 from pycri.model.cdi import DeviceEdits
 from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState
-from pycri.model.ids import ContainerId, TaskId
+from pycri.model.ids import ContainerId, PodId, TaskId
 from pycri.model.pod import PodRecord, PodState
 from pycri.plan.container import container_cgroup, container_log_path, plan_container
 from pycri.plan.environment import stop_signal
@@ -155,6 +155,10 @@ class Containers:
             and (state is None or container.state is state)
             and wanted <= container.spec.labels.items()
         ]
+
+    def of_pod(self, pod_id: PodId) -> Sequence[ContainerRecord]:
+        """Return the containers of one pod, by its whole id."""
+        return self._catalogue.containers_of(pod_id)
 
     def _check_ready(self, pod_id: str) -> PodRecord:
         pod = self._catalogue.pod(pod_id)

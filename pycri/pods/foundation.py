@@ -6,6 +6,7 @@ import dataclasses
 from pycri.config import Settings
 from pycri.model.host import HostFacts
 from pycri.pods.catalogue import Catalogue
+from pycri.pods.events import Events
 from pycri.pods.groups import Groups
 from pycri.pods.layout import Layout
 from pycri.pods.watch import ExitWatch
@@ -19,6 +20,7 @@ class Foundation:
     settings: Settings
     host: HostFacts
     catalogue: Catalogue
+    events: Events
     spawner: SpawnerClient
     exits: ExitWatch
     layout: Layout

@@ -2,7 +2,7 @@
 """A CRI server whose application is fake: small, in memory, and able to wait or fail on demand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
 from pycri.model.resources import Resources
 from pycri.model.stats import ContainerStats, GroupUsage, PodReading, PodStats
+from pycri.pods.events import Events
 
 POD = PodId("a" * 64)
 IMAGE = ImageId("sha256:" + "c" * 64)
@@ -101,6 +102,9 @@ class FakeContainers:
     ) -> list[ContainerRecord]:
         return [r for r in self.records.values() if r.pod_id.startswith(pod_prefix)]
 
+    def of_pod(self, pod_id: PodId) -> Sequence[ContainerRecord]:
+        return self.list(pod_prefix=pod_id)
+
     async def reopen_log(self, container_id: str) -> None: ...
 
 
@@ -175,6 +179,7 @@ class FakeObserved:
     def __init__(self, stats: FakeStats) -> None:
         self.stats = stats
         self.metrics = FakeMetrics()
+        self.events = Events()
 
 
 class FakeNode:

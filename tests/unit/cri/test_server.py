@@ -22,6 +22,7 @@ from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from pycri.errors import PycriError
 from pycri.images.progress import LayerProgress
+from pycri.model.events import Event, EventKind
 from pycri.model.ids import Digest, PodId
 from tests.world.fake_application import POD, FakeDaemon
 
@@ -38,6 +39,7 @@ SERVED = {
     "StreamPodSandboxes", "StreamContainers", "StreamImages",
     "ContainerStats", "ListContainerStats", "StreamContainerStats",
     "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics",
+    "GetContainerEvents",
     "PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats",
 }  # fmt: skip
 
@@ -76,6 +78,7 @@ async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
 def test_all_43_rpcs_answer_and_only_later_ones_are_unimplemented(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         unserved = set()
+        world.observed.events.close()
         methods = [m for s in pb.DESCRIPTOR.services_by_name.values() for m in s.methods]
         assert len(methods) == 43
         for method in methods:
@@ -135,6 +138,21 @@ def test_an_empty_list_is_a_stream_without_messages(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub = RuntimeServiceStub(channel)
         assert [m async for m in stub.StreamContainers(pb.StreamContainersRequest())] == []
+
+    play(path, scene)
+
+
+def test_a_client_knows_when_it_misses_no_event_any_more(path: str) -> None:
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        stub = RuntimeServiceStub(channel)
+        stream = stub.GetContainerEvents(pb.GetEventsRequest())
+        await stream.initial_metadata()
+        event = Event(kind=EventKind.DELETED, id="c", timestamp_ns=0, pod=None, containers=())
+        world.observed.events.publish(event)
+        world.observed.events.close()
+        assert [(one.container_id, one.container_event_type) async for one in stream] == [
+            ("c", pb.CONTAINER_DELETED_EVENT)
+        ]
 
     play(path, scene)
 

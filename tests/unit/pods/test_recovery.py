@@ -14,6 +14,7 @@ from pycri.model.ids import ContainerId, TaskId
 from pycri.network.bridge import BridgeNetwork
 from pycri.pods.catalogue import Catalogue
 from pycri.pods.endings import Endings
+from pycri.pods.events import Events
 from pycri.pods.foundation import Foundation
 from pycri.pods.groups import Groups
 from pycri.pods.layout import Layout
@@ -80,6 +81,7 @@ def compare(
                 settings=settings,
                 host=host,
                 catalogue=catalogue,
+                events=Events(),
                 spawner=cast(SpawnerClient, spawner),
                 exits=ExitWatch(),
                 layout=Layout(settings),

@@ -20,6 +20,7 @@ from pycri.model.resources import Resources
 from pycri.model.security import User
 from pycri.pods.catalogue import Catalogue, with_facts
 from pycri.pods.endings import Endings
+from pycri.pods.events import Events
 from pycri.pods.foundation import Foundation
 from pycri.pods.groups import Groups
 from pycri.pods.layout import Layout
@@ -99,6 +100,7 @@ def update(
             settings=settings,
             host=host,
             catalogue=catalogue,
+            events=Events(),
             spawner=SpawnerClient(settings, host),
             exits=ExitWatch(),
             layout=Layout(settings),
