@@ -212,7 +212,8 @@ async def _connect(
 
 async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:
     # Imported here: gRPC starts threads, and the spawner has to be started before there are any.
-    from pycri.cri.image_service import ImageService, NodeService
+    from pycri.cri.image_service import ImageService
+    from pycri.cri.node_service import NodeService
     from pycri.cri.runtime_service import RuntimeService
     from pycri.cri.server import serving
 

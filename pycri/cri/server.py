@@ -24,7 +24,8 @@ from typing import Any
 import grpc  # noqa: TID251  the edge is its home
 
 from pycri.cri.api import node_v1_pb2_grpc, runtime_v1_pb2_grpc
-from pycri.cri.image_service import ImageService, NodeService
+from pycri.cri.image_service import ImageService
+from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
 from pycri.cri.status import code_of, message_of
 from pycri.errors import Unsupported, WrongState

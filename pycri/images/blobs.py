@@ -65,6 +65,12 @@ class BlobInput:
         return Digest("sha256:" + self._hash.hexdigest())
 
 
+def is_compressed(source: BlobInput) -> bool:
+    """Tell whether `decompressed` would decompress."""
+    magic = source.peek(4)
+    return magic.startswith(_GZIP_MAGIC) or magic == _ZSTD_MAGIC
+
+
 def decompressed(source: BlobInput) -> Iterator[bytes]:
     """Yield the plain bytes in pieces of at most 1 MiB. Raises: CorruptImage."""
     magic = source.peek(4)

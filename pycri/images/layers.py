@@ -85,6 +85,10 @@ class LayerStore:
         """Return what these layers take on disk."""
         return sum(self._rows[diff_id].size_bytes for diff_id in set(diff_ids))
 
+    def sizes(self) -> dict[Digest, int]:
+        """Return what each layer takes on disk."""
+        return {row.digest: row.size_bytes for row in self._rows.values()}
+
     def totals(self) -> tuple[int, int]:
         """Return the bytes and the inodes of all layers."""
         rows = self._rows.values()

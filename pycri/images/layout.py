@@ -1,143 +1,213 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An OCI image layout as a source of content: a folder, or an uncompressed tar of one.
+"""The images of an archive: an OCI image layout, or what `docker save` writes.
 
-    oci-layout                   the mark of a layout
-    index.json                   manifests or indexes, each perhaps with a name
-    blobs/sha256/<hex>           everything else
+    oci-layout, index.json          OCI: manifests or indexes, each perhaps with a name
+    blobs/sha256/<hex>              everything else
 
-A tar is read in place: its members are listed once, blobs are then read where they lie.
-Source: OCI image-spec, image-layout.md.
+    manifest.json                   Docker: a list of images, with names, config and layers
+    <anything>                      configs and layers, by the paths that manifest.json has
+
+An archive that is both, as newer `docker save` and `ctr images export` write it, is read as OCI:
+only there an image keeps its digest. For one of Docker's a manifest is made up.
+Source: OCI image-spec, image-layout.md; Docker, image/tarexport.
 """
 
 import asyncio
 import hashlib
-import os
-import tarfile
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import BinaryIO, Final
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
 
 import msgspec
 
 from pycri.errors import CorruptImage, InvalidRequest
+from pycri.images.archive import Archive, Span, open_span, read_pieces
+from pycri.images.blobs import BlobInput, is_compressed
 from pycri.images.content import Document
-from pycri.images.manifest import Descriptor, Index, Platform, parse_document, suits
-from pycri.images.reference import Reference
+from pycri.images.manifest import (
+    Descriptor,
+    Index,
+    Platform,
+    parse_config,
+    parse_document,
+    suits,
+)
+from pycri.images.reference import NameDefaults, Reference, parse_reference
 from pycri.model.ids import Digest
 
+_FULL_NAME: Final = "io.containerd.image.name"
+_NAME: Final = "org.opencontainers.image.ref.name"
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 _READ: Final = 1024 * 1024
-_LONGEST_DOCUMENT: Final = 8 * 1024 * 1024
-_NAMES: Final = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 
 
-class _Span(msgspec.Struct, frozen=True):
-    """Where a file of the layout lies."""
+class ArchiveSource:
+    """One image of an archive: a ContentSource.
 
-    path: Path
-    offset: int
-    size: int
+    root: its manifest or index, or where that is. places: of blobs without a name of their own.
+    """
 
-
-class LayoutSource:
-    """One image of a layout: a ContentSource."""
-
-    def __init__(self, path: Path, reference: Reference, host: Platform) -> None:
-        self._path = path
-        self._reference = reference
-        self._host = host
-        self._members: dict[str, _Span] = {}
+    def __init__(
+        self, archive: Archive, root: Document | Descriptor, places: dict[Digest, Span]
+    ) -> None:
+        self._archive = archive
+        self._root = root
+        self._places = places
 
     async def root(self) -> Document:
-        """Return the manifest or index that the layout has, by its name if there are several.
-
-        Raises: InvalidRequest, CorruptImage.
-        """
-        if not self._path.is_dir():
-            self._members = await asyncio.to_thread(_list_members, self._path)
-        body = await self._read("index.json")
-        index = parse_document(body, "")
-        if not isinstance(index, Index):
-            raise CorruptImage("index.json of the layout is not an index")
-        return await self._document(self._choose(index))
+        """Return the manifest or index of the image, verified. Raises: CorruptImage."""
+        if isinstance(self._root, Document):
+            return self._root
+        return await _read_manifest(self._archive, self._root)
 
     async def manifest(self, target: str) -> Document:
-        """Return the manifest or index with this digest, verified."""
-        return await self._document(Descriptor(digest=Digest(target), size=0))
+        """Return the manifest or index with this digest, verified. Raises: CorruptImage."""
+        return await _read_manifest(self._archive, Descriptor(digest=Digest(target), size=0))
 
     async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        """Yield the pieces of a blob, not verified."""
-        span = self._find(_blob_name(descriptor.digest))
-        with await asyncio.to_thread(_open_at, span) as file:
-            left = span.size
-            while left and (piece := await asyncio.to_thread(file.read, min(left, _READ))):
-                left -= len(piece)
-                yield piece
+        """Yield the pieces of a blob, not verified. Raises: CorruptImage if it is missing."""
+        digest = descriptor.digest
+        span = self._places.get(digest) or self._archive.need(_blob_name(digest))
+        async for piece in read_pieces(span):
+            yield piece
 
-    def _choose(self, index: Index) -> Descriptor:
-        entries = index.manifests
-        named = [entry for entry in entries if self._is_named(entry)]
-        fitting = [e for e in entries if e.platform is None or suits(e.platform, self._host)]
-        for group in (named, fitting):
-            if len(group) == 1:
-                return group[0]
+
+class ArchivedImage(msgspec.Struct, frozen=True, kw_only=True):
+    """One image of an archive. names: as it says itself.
+
+    digest: the image's own; None where the archive has none.
+    """
+
+    names: tuple[str, ...]
+    platform: Platform | None
+    source: ArchiveSource
+    digest: Digest | None
+
+
+class _DockerImage(msgspec.Struct, frozen=True, rename="pascal"):
+    config: str
+    layers: tuple[str, ...]
+    repo_tags: tuple[str, ...] | None = None
+
+
+async def list_images(archive: Archive) -> list[ArchivedImage]:
+    """Return the images of an archive, in its order. Raises: CorruptImage, Unsupported."""
+    if archive.find("index.json"):
+        index = parse_document(await archive.read("index.json"), "")
+        if not isinstance(index, Index):
+            raise CorruptImage(f"index.json of {archive.name} is not an index")
+        return [_oci_image(archive, entry) for entry in index.manifests]
+    if archive.find("manifest.json"):
+        try:
+            body = await archive.read("manifest.json")
+            images = msgspec.json.decode(body, type=list[_DockerImage])
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CorruptImage(f"manifest.json of {archive.name}: {error}") from error
+        return [await _docker_image(archive, image) for image in images]
+    raise CorruptImage(f"{archive.name} holds neither an OCI layout nor a Docker archive")
+
+
+def choose_named(
+    images: list[ArchivedImage], wanted: Reference, host: Platform, archive: str
+) -> ArchivedImage:
+    """Return the image to be stored as `wanted`: the one named so, or the only one for `host`.
+
+    Raises: InvalidRequest if that is not one image.
+    """
+    named = [image for image in images if set(image.names) & {str(wanted), wanted.tag}]
+    for group in (list(_fitting(named, host)), list(_fitting(images, host))):
+        if len(group) == 1:
+            return group[0]
+    raise InvalidRequest(
+        "image", f"{archive} has {len(images)} images, and not one named {wanted} for {host}"
+    )
+
+
+def choose_all(
+    images: list[ArchivedImage], defaults: NameDefaults, host: Platform, archive: str
+) -> list[tuple[ArchivedImage, tuple[Reference, ...]]]:
+    """Return the images for `host` that have names, with these. Raises: InvalidRequest if none."""
+    chosen = []
+    for image in _fitting(images, host):
+        # A tag alone is a name within a repository that the archive does not tell.
+        full = [name for name in image.names if "/" in name or ":" in name]
+        parsed = dict.fromkeys(parse_reference(name, defaults) for name in full)
+        if tagged := tuple(reference for reference in parsed if reference.tag):
+            chosen.append((image, tagged))
+    if not chosen:
         raise InvalidRequest(
-            "image", f"the layout has {len(entries)} images, and not one named {self._reference}"
+            "name", f"is needed: none of the {len(images)} images of {archive} has a full one"
         )
+    return chosen
 
-    def _is_named(self, entry: Descriptor) -> bool:
-        names = {(entry.annotations or {}).get(key) for key in _NAMES}
-        return bool(names & {str(self._reference), self._reference.tag} - {"", None})
 
-    async def _document(self, descriptor: Descriptor) -> Document:
-        body = await self._read(_blob_name(descriptor.digest))
-        digest = Digest("sha256:" + hashlib.sha256(body).hexdigest())
-        if digest != descriptor.digest:
-            raise CorruptImage(f"the manifest {descriptor.digest} has the digest {digest}")
-        return Document(body=body, media_type=descriptor.media_type, digest=digest)
+def _fitting(images: list[ArchivedImage], host: Platform) -> Iterator[ArchivedImage]:
+    return (image for image in images if image.platform is None or suits(image.platform, host))
 
-    async def _read(self, name: str) -> bytes:
-        span = self._find(name)
-        if span.size > _LONGEST_DOCUMENT:
-            raise CorruptImage(f"{name} of the layout is longer than {_LONGEST_DOCUMENT} bytes")
-        return await asyncio.to_thread(_read_span, span)
 
-    def _find(self, name: str) -> _Span:
-        if self._members:
-            span = self._members.get(name)
-        else:
-            path = self._path / name
-            span = _Span(path, 0, path.stat().st_size) if path.is_file() else None
-        if span is None:
-            raise CorruptImage(f"{self._path} is not a whole OCI layout: {name} is missing")
-        return span
+def _oci_image(archive: Archive, entry: Descriptor) -> ArchivedImage:
+    annotations = entry.annotations or {}
+    names = (annotations.get(_FULL_NAME), annotations.get(_NAME))
+    return ArchivedImage(
+        names=tuple(name for name in names if name),
+        platform=entry.platform,
+        source=ArchiveSource(archive, entry, {}),
+        digest=entry.digest,
+    )
+
+
+async def _read_manifest(archive: Archive, descriptor: Descriptor) -> Document:
+    body = await archive.read(_blob_name(descriptor.digest))
+    digest = _digest(body)
+    if digest != descriptor.digest:
+        raise CorruptImage(f"the manifest {descriptor.digest} has the digest {digest}")
+    return Document(body=body, media_type=descriptor.media_type, digest=digest)
+
+
+async def _docker_image(archive: Archive, image: _DockerImage) -> ArchivedImage:
+    config = await archive.read(image.config)
+    digest = _digest(config)
+    parsed = parse_config(config, digest, len(image.layers))
+    places = {digest: archive.need(image.config)}
+    layers = []
+    for path, diff_id in zip(image.layers, parsed.diff_ids, strict=True):
+        span = archive.need(path)
+        blob = await asyncio.to_thread(_blob_digest, span, diff_id)
+        places[blob] = span
+        layers.append({"mediaType": _LAYER, "digest": blob, "size": span.size})
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "config": {"mediaType": _CONFIG, "digest": digest, "size": len(config)},
+        "layers": layers,
+    }
+    body = msgspec.json.encode(manifest)
+    document = Document(body=body, media_type=_MANIFEST, digest=_digest(body))
+    return ArchivedImage(
+        names=image.repo_tags or (),
+        platform=parsed.platform,
+        source=ArchiveSource(archive, document, places),
+        digest=None,
+    )
+
+
+def _blob_digest(span: Span, diff_id: Digest) -> Digest:
+    """Return the digest of a layer as it lies there: its diff id, if it is not compressed."""
+    with open_span(span) as file:
+        if not is_compressed(BlobInput(file.fileno())):
+            return diff_id
+    hashed, left = hashlib.sha256(), span.size
+    with open_span(span) as file:
+        while left and (piece := file.read(min(left, _READ))):
+            left -= len(piece)
+            hashed.update(piece)
+    return Digest("sha256:" + hashed.hexdigest())
+
+
+def _digest(body: bytes) -> Digest:
+    return Digest("sha256:" + hashlib.sha256(body).hexdigest())
 
 
 def _blob_name(digest: Digest) -> str:
     return "blobs/" + digest.replace(":", "/")
-
-
-def _list_members(path: Path) -> dict[str, _Span]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            return {
-                os.path.normpath(member.name): _Span(path, member.offset_data, member.size)
-                for member in archive
-                if member.isreg()
-            }
-    except tarfile.TarError as error:
-        raise CorruptImage(
-            f"{path} is neither a folder nor an uncompressed tar: {error}"
-        ) from error
-    except OSError as error:
-        raise InvalidRequest("path", str(error)) from error
-
-
-def _open_at(span: _Span) -> BinaryIO:
-    file = span.path.open("rb")
-    file.seek(span.offset)
-    return file
-
-
-def _read_span(span: _Span) -> bytes:
-    with _open_at(span) as file:
-        return file.read(span.size)

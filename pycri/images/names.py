@@ -2,12 +2,13 @@
 """The images in memory, and the ways to name one. No I/O."""
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Final
 
 import msgspec
 
-from pycri.errors import InvalidRequest
+from pycri.errors import InvalidRequest, NotFound
 from pycri.images.reference import FIELD_DEFAULTS, NameDefaults, parse_reference
 from pycri.model.ids import ImageId
 from pycri.model.image import Image
@@ -34,6 +35,10 @@ class ImageNames:
         """Return all images, in the order in which they came."""
         return tuple(self._images.values())
 
+    def by_id(self, image_id: ImageId) -> Image:
+        """Return an image that is there."""
+        return self._images[image_id]
+
     def put(self, image: Image) -> None:
         """Add an image, or what has become of one."""
         pinned = self._is_pinned(image)
@@ -57,6 +62,25 @@ class ImageNames:
             return None
         fitting = [image_id for image_id in self._images if image_id[7:].startswith(match[1])]
         return self._images[fitting[0]] if len(fitting) == 1 else None
+
+    def find_all(self, names: Iterable[str]) -> tuple[Image, ...]:
+        """Return the images that `names` mean, each once, with the tags among these names.
+
+        One that no tag among them names keeps all it has. Raises: NotFound.
+        """
+        found: dict[ImageId, Image] = {}
+        asked: dict[ImageId, list[str]] = {}
+        for name in names:
+            image = self.find(name)
+            if image is None:
+                raise NotFound("image", name)
+            found[image.id] = image
+            tags = asked.setdefault(image.id, [])
+            tags += [tag for tag in (name, self._full(name)) if tag in image.tags]
+        return tuple(
+            msgspec.structs.replace(image, tags=tuple(dict.fromkeys(asked[i])) or image.tags)
+            for i, image in found.items()
+        )
 
     def with_pulled(self, pulled: Image) -> tuple[Image, ...]:
         """Return the images that change when `pulled` is there: itself first, with the names it

@@ -23,6 +23,7 @@ from pycri.images.attributes import FOREIGN_XATTRS
 from pycri.images.blobs import Hashed, PlainInput
 from pycri.images.recipes import read_recipe
 from pycri.images.tar import Member, read_members
+from pycri.images.unpack import FULL_DISK
 from pycri.images.unpacking import MOST_BYTES, OPAQUE
 from pycri.kernel.paths import open_beneath
 
@@ -204,7 +205,8 @@ def main() -> None:
     except CorruptImage as error:
         answer = {"kind": "corrupt", "message": str(error)}
     except OSError as error:
-        answer = {"kind": "failed", "message": str(error)}
+        kind = "full" if error.errno in FULL_DISK else "failed"
+        answer = {"kind": kind, "message": str(error)}
     os.write(1, json.dumps(answer).encode())
 
 

@@ -93,6 +93,12 @@ def read_recipe(path: str) -> "Iterator[bytes | tuple[str, int]]":
             raise CorruptImage(f"the recipe of a layer is damaged: {error}") from error
 
 
+def read_archive_size(path: str) -> int:
+    """Return how long the archive is. Raises: as `read_recipe`."""
+    parts = read_recipe(path)
+    return sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
+
+
 def _read_part(kind: bytes, file: BinaryIO) -> bytes | tuple[str, int]:
     layout = _LITERAL if kind == b"L" else _CONTENT
     fields = layout.unpack(kind + file.read(layout.size - 1))

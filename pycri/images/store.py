@@ -14,7 +14,7 @@ import hashlib
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -23,10 +23,13 @@ import msgspec
 
 from pycri.errors import CorruptImage, InvalidRequest, Unsupported
 from pycri.images.admission import Admission
+from pycri.images.archive import Archive
+from pycri.images.checking import CheckedImage, check_images
 from pycri.images.content import ContentSource, Document
+from pycri.images.export import ExportedImage, export_images
 from pycri.images.joining import JoinedTasks
 from pycri.images.layers import LayerStore
-from pycri.images.layout import LayoutSource
+from pycri.images.layout import ArchivedImage, choose_all, choose_named, list_images
 from pycri.images.manifest import (
     ConfigFile,
     Descriptor,
@@ -41,10 +44,18 @@ from pycri.images.names import ImageNames
 from pycri.images.progress import LayerProgress, PullProgress
 from pycri.images.reference import FIELD_DEFAULTS, NameDefaults, Reference, parse_reference
 from pycri.images.registry import RegistryClient
-from pycri.model.ids import Digest
+from pycri.images.sinks import open_folder, open_tar
+from pycri.images.usage import ImageUsage, image_usages
+from pycri.model.ids import Digest, ImageId
 from pycri.model.image import FilesystemUsage, Image, RegistryAuth
 from pycri.state.database import Database
-from pycri.state.records import delete_image, load_images, save_image
+from pycri.state.records import (
+    delete_image,
+    load_image_config,
+    load_images,
+    save_image,
+    save_image_config,
+)
 
 _LAYERS_AT_ONCE: Final = 3
 _DEEPEST_INDEX: Final = 4
@@ -138,6 +149,10 @@ class ImageStore:
             inodes_used=inodes,
         )
 
+    def usages(self) -> tuple[ImageUsage, ...]:
+        """Return what each image takes on disk, alone and with others, from memory."""
+        return image_usages(self.images(), self._layers.sizes(), self._layers_in_use())
+
     async def pull(self, name: str, auth: RegistryAuth | None) -> Image:
         """Fetch an image from its registry, or join the pull of it under way with this `auth`.
 
@@ -162,22 +177,83 @@ class ImageStore:
             source = self._registry.source(reference, key[1])
             root = await source.root()
             await self._rules.admission.check_content(reference, root)
-            return await self._fetch(source, root, reference, progress)
+            names = _Names(references=(reference,), digest=root.digest)
+            return await self._fetch(source, root, names, progress)
         finally:
             if self._progress.get(key) is progress:
                 del self._progress[key]
 
-    async def import_layout(self, path: Path, name: str) -> Image:
-        """Store an image from an OCI layout, a folder or a tar, under the name `name`.
+    async def import_archive(self, path: Path, name: str) -> tuple[Image, ...]:
+        """Store the images of an archive, a folder or a tar, and return them.
 
+        name: what the one that is meant shall be called; "" for all that have names in there.
         Raises: InvalidRequest, CorruptImage, Unsupported, NotFound, OutOfResources, SetupFailed.
         """
-        reference = parse_reference(name, self._rules.defaults)
-        if reference.digest:
-            raise InvalidRequest("image", "an import needs a tag; its digest is what it is")
+        archive = await Archive.open(path, self._directory)
+        try:
+            found = await list_images(archive)
+            defaults = self._rules.defaults
+            if not name:
+                chosen = choose_all(found, defaults, self._platform, str(path))
+                return tuple([await self._import(image, names) for image, names in chosen])
+            reference = parse_reference(name, defaults)
+            if reference.digest:
+                raise InvalidRequest("image", "an import needs a tag; its digest is what it is")
+            image = choose_named(found, reference, self._platform, str(path))
+            return (await self._import(image, (reference,)),)
+        finally:
+            archive.close()
+
+    async def _import(self, image: ArchivedImage, references: tuple[Reference, ...]) -> Image:
+        names = _Names(references=references, digest=image.digest)
         progress = PullProgress(self._layers.transfers, self._layers)
-        source = LayoutSource(path, reference, self._platform)
-        return await self._fetch(source, await source.root(), reference, progress)
+        return await self._fetch(image.source, await image.source.root(), names, progress)
+
+    async def export(self, path: Path, names: Sequence[str], *, folder: bool) -> None:
+        """Write images to an archive at `path`: a tar, or a layout in a folder.
+
+        An image that is named by a tag gets this one there, else all that it has.
+        Raises: InvalidRequest, NotFound, AlreadyExists, Unsupported, CorruptImage, OutOfResources.
+        """
+        images = self._names.find_all(names)
+        with self._holding(tuple(layer for image in images for layer in image.layers)):
+            exported = [await self._exported(image) for image in images]
+            async with open_folder(path) if folder else open_tar(path) as sink:
+                await export_images(exported, self._layers, sink)
+
+    async def _exported(self, image: Image) -> ExportedImage:
+        config = await self._read_config(image.id)
+        if config is None:
+            raise Unsupported(f"{image.id} lacks its config; pull it again")
+        return ExportedImage(image=image, config=config)
+
+    async def _read_config(self, image_id: ImageId) -> bytes | None:
+        return await self._database.transact(lambda c: load_image_config(c, image_id))
+
+    async def check(self) -> AsyncIterator[CheckedImage]:
+        """Compare every image with what was verified when it came, and yield what was found."""
+        images = self.images()
+        with self._holding(tuple(layer for image in images for layer in image.layers)):
+            async for checked in check_images(images, self._layers, self._read_config):
+                yield checked
+
+    async def repair(self, found: Sequence[CheckedImage]) -> tuple[Image, ...]:
+        """Unlist broken images and remove their broken layers, so that a pull fetches these again.
+
+        Those whose broken layers a container uses stay. Returns the images that are no more listed.
+        """
+        broken = frozenset[Digest]().union(*(checked.broken for checked in found))
+        removable = broken - self._layers_in_use()
+        unlisted = []
+        async with self._changes:
+            for checked in found:
+                if checked.problems and checked.broken <= removable:
+                    await self._unlist(checked.image)
+                    unlisted.append(checked.image)
+        needed = {layer for image in self.images() for layer in image.layers}
+        await self._layers.remove(removable - needed - self._held.keys())
+        await self.collect_garbage()
+        return tuple(unlisted)
 
     async def remove(self, name: str) -> None:
         """Remove the image with all its names; one that is not there is fine."""
@@ -185,9 +261,12 @@ class ImageStore:
             image = self.find(name)
             if image is None:
                 return
-            await self._delete_row(image)
-            self._names.discard(image.id)
+            await self._unlist(image)
         await self.collect_garbage()
+
+    async def _unlist(self, image: Image) -> None:
+        await self._delete_row(image)
+        self._names.discard(image.id)
 
     async def _delete_row(self, image: Image) -> None:
         await self._database.transact(lambda c: delete_image(c, image.id), durable=True)
@@ -199,18 +278,18 @@ class ImageStore:
         await self._layers.remove(self._layers.digests() - needed)
 
     async def _fetch(
-        self, source: ContentSource, root: Document, reference: Reference, progress: PullProgress
+        self, source: ContentSource, root: Document, names: "_Names", progress: PullProgress
     ) -> Image:
-        manifest = await self._choose_manifest(source, root, str(reference))
+        manifest = await self._choose_manifest(source, root, str(names))
         body = await _read_config(source, manifest.config)
         config = parse_config(body, manifest.config.digest, len(manifest.layers))
         if not suits(config.platform, self._platform):
-            raise Unsupported(f"{reference} is for {config.platform}, the node is {self._platform}")
+            raise Unsupported(f"{names} is for {config.platform}, the node is {self._platform}")
         progress.begin(zip(manifest.layers, config.diff_ids, strict=True))
         try:
             with self._holding(config.diff_ids):
                 await self._fetch_layers(source, manifest, config)
-                return await self._record(reference, root.digest, config, len(body))
+                return await self._record(names, config, body)
         except BaseException:
             await self.collect_garbage()
             raise
@@ -243,27 +322,25 @@ class ImageStore:
             # The first failure cancelled the other layers: it is the one to tell.
             raise failures.exceptions[0] from None
 
-    async def _record(
-        self, reference: Reference, root: Digest, config: ConfigFile, config_bytes: int
-    ) -> Image:
-        """Make the image known, on disk and then in memory, and take its tag from any other."""
+    async def _record(self, names: "_Names", config: ConfigFile, body: bytes) -> Image:
+        """Make the image known, on disk and then in memory, and take its tags from any other."""
         async with self._changes:
             changed = self._names.with_pulled(
                 Image(
                     id=config.id,
-                    tags=(str(reference),) if reference.tag else (),
-                    digests=(reference.with_digest(root),),
+                    tags=names.tags(),
+                    digests=names.digests(),
                     layers=config.diff_ids,
-                    size_bytes=self._layers.size_bytes(config.diff_ids) + config_bytes,
+                    size_bytes=self._layers.size_bytes(config.diff_ids) + len(body),
                     config=config.config,
                     architecture=config.platform.architecture,
                     created=config.created,
                 )
             )
-            await self._database.transact(lambda c: _save_images(c, changed), durable=True)
+            await self._database.transact(lambda c: _save_images(c, changed, body), durable=True)
             for image in changed:
                 self._names.put(image)
-            return changed[0]
+            return self._names.by_id(config.id)
 
     @contextmanager
     def _holding(self, diff_ids: tuple[Digest, ...]) -> Iterator[None]:
@@ -276,7 +353,27 @@ class ImageStore:
             self._held += Counter()  # drops those at zero
 
 
-def _save_images(connection: sqlite3.Connection, images: tuple[Image, ...]) -> None:
+class _Names(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image is stored under. digest: of what they were resolved to; None for nothing."""
+
+    references: tuple[Reference, ...]
+    digest: Digest | None
+
+    def tags(self) -> tuple[str, ...]:
+        return tuple(str(reference) for reference in self.references if reference.tag)
+
+    def digests(self) -> tuple[str, ...]:
+        if self.digest is None:
+            return ()
+        return tuple(dict.fromkeys(r.with_digest(self.digest) for r in self.references))
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.references))
+
+
+def _save_images(connection: sqlite3.Connection, images: tuple[Image, ...], config: bytes) -> None:
+    """Save what has changed by the coming of the first image, whose config's bytes are given."""
+    save_image_config(connection, images[0].id, config)
     for image in images:
         save_image(connection, image)
 

@@ -31,7 +31,7 @@ from pycri.kernel.syscalls import syncfs
 from pycri.kernel.trees import Measure, measure_tree
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
+FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
 _MOST_MEMORY: Final = 1024**3
 """Of address space. zstd may want 128 MiB; what a layer's names take is up to the archive."""
 
@@ -90,7 +90,7 @@ def main() -> None:
         words = f"the layer's tar takes more than {_MOST_MEMORY} bytes of memory to unpack"
         answer = {"kind": "corrupt", "message": words}
     except OSError as error:
-        kind = "full" if error.errno in _FULL_DISK else "failed"
+        kind = "full" if error.errno in FULL_DISK else "failed"
         answer = {"kind": kind, "message": str(error)}
     os.write(1, json.dumps(answer).encode())
 

@@ -23,7 +23,7 @@ _PROGRAM: Final = "pycri.images.unpack"
 # The process takes our search path as it is, and spends no time on finding one (-S). Where this
 # package comes from is said, because an editable install may tell only an import hook.
 _PACKAGE_ROOT: Final = str(Path(pycri.__file__).parents[1])
-_SEARCH_PATH: Final = os.pathsep.join(map(os.path.abspath, (_PACKAGE_ROOT, *sys.path)))
+SEARCH_PATH: Final = os.pathsep.join(map(os.path.abspath, (_PACKAGE_ROOT, *sys.path)))
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ async def unpack_layer(
 
 async def _start(*arguments: str) -> asyncio.subprocess.Process:
     command = (sys.executable, "-S", "-P", "-X", "utf8", "-m", _PROGRAM)
-    environment = {"PYTHONPATH": _SEARCH_PATH}
+    environment = {"PYTHONPATH": SEARCH_PATH}
     return await asyncio.create_subprocess_exec(
         *command, *arguments, stdin=_PIPE, stdout=_PIPE, env=environment
     )

@@ -42,6 +42,9 @@ MIGRATIONS: Final = (
         address INTEGER PRIMARY KEY, pod_id TEXT NOT NULL UNIQUE, releasing INTEGER NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE image_configs (id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
+    """,
     "UPDATE pods SET record = attachment_with_interfaces(record);",
     """
     CREATE TABLE cni_attachments (

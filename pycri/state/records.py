@@ -88,8 +88,23 @@ def save_image(connection: sqlite3.Connection, image: Image) -> None:
     )
 
 
+def save_image_config(connection: sqlite3.Connection, image_id: ImageId, body: bytes) -> None:
+    """Keep the config of an image as it came: the id is its digest."""
+    connection.execute(
+        "INSERT OR REPLACE INTO image_configs (id, body) VALUES (?, ?)", (image_id, body)
+    )
+
+
+def load_image_config(connection: sqlite3.Connection, image_id: ImageId) -> bytes | None:
+    query = "SELECT body FROM image_configs WHERE id = ?"
+    row = connection.execute(query, (image_id,)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
 def delete_image(connection: sqlite3.Connection, image_id: ImageId) -> None:
+    """Delete its config, too."""
     connection.execute("DELETE FROM images WHERE id = ?", (image_id,))
+    connection.execute("DELETE FROM image_configs WHERE id = ?", (image_id,))
 
 
 def load_images(connection: sqlite3.Connection) -> list[Image]:

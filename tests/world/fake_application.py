@@ -9,11 +9,14 @@ from pathlib import Path
 import grpc
 import msgspec
 
-from pycri.cri.image_service import ImageService, NodeService
+from pycri.cri.image_service import ImageService
+from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
 from pycri.cri.server import serving
 from pycri.errors import NotFound, RegistryUnavailable, WrongState
+from pycri.images.checking import CheckedImage
 from pycri.images.progress import LayerProgress
+from pycri.images.usage import ImageUsage
 from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState, ExecResult
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, ImageId, PodId
@@ -230,8 +233,28 @@ class FakeImages:
 
     async def remove(self, name: str) -> None: ...
 
-    async def import_layout(self, path: Path, name: str) -> Image:
-        return msgspec.structs.replace(self.image, id=ImageId(f"{path} as {name}"))
+    async def import_archive(self, path: Path, name: str) -> tuple[Image, ...]:
+        return (msgspec.structs.replace(self.image, id=ImageId(f"{path} as {name}")),)
+
+    async def export(self, path: Path, names: Sequence[str], *, folder: bool) -> None:
+        if names != ["app"]:
+            raise NotFound("image", names[0])
+
+    async def check(self) -> AsyncIterator[CheckedImage]:
+        for problems in ((), ("layer sha256:e: 'bin/sh' is missing",)):
+            yield CheckedImage(
+                image=self.image, problems=problems, broken=frozenset(), not_compared=0
+            )
+
+    async def repair(self, found: Sequence[CheckedImage]) -> list[Image]:
+        return [checked.image for checked in found]
+
+    def usages(self) -> list[ImageUsage]:
+        return [
+            ImageUsage(
+                image=self.image, size_bytes=3_000_000, shared_bytes=2_000_000, reclaimable_bytes=0
+            )
+        ]
 
     def usage(self) -> FilesystemUsage:
         return FilesystemUsage(timestamp_ns=1, mountpoint="/", used_bytes=2, inodes_used=3)

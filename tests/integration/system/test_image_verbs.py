@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs about images, as a person at the node uses them: a real daemon, a real registry."""
 
+import json
 import os
 import pty
 import re
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.world import session
-from tests.world.daemon import Node
-from tests.world.images import Images, build_busybox
+from tests.world.daemon import Node, wait_until
+from tests.world.images import Images, build_busybox, layered_layers
+from tests.world.oci import digest_of
 from tests.world.registry import PASSWORD, USERNAME, Registry
 
 
@@ -72,3 +77,125 @@ def test_credentials_are_asked_for_and_used(own_node: Node, tmp_path: Path) -> N
         pulled = succeed(own_node, "pull", reference, "--creds", env=environment)
         assert pulled.startswith("sha256:")
     assert PASSWORD not in own_node.daemon_log()
+
+
+def layer_folder(node: Node, diff_id: str) -> Path:
+    return node.state_dir / "images/layers" / diff_id.removeprefix("sha256:")
+
+
+def top_layer(node: Node) -> Path:
+    """Return the folder of the topmost layer of the image `layered`."""
+    return layer_folder(node, digest_of(layered_layers()[-1]))
+
+
+def spoil(folder: Path) -> None:
+    """Do to a file what a power cut does: its name is there, its content is not."""
+    os.truncate(folder / "run.sh", 0)
+
+
+def test_a_broken_layer_is_named_unlisted_and_fetched_again_alone(
+    own_node: Node, images: Images
+) -> None:
+    node = own_node
+    node.pull(images["layered"])
+    node.pull(images["busybox"])
+    assert [line.split()[0] for line in succeed(node, "image", "check").splitlines()] == ["ok"] * 2
+    others = {path.name: path.stat().st_ino for path in top_layer(node).parent.iterdir()}
+    spoil(top_layer(node))
+    status, stdout, _ = run(node, "image", "check")
+    assert status == 1 and "'run.sh' is not the file of" in stdout
+    assert f"broken    {images.image('layered').config[7:19]}" in stdout
+    assert f"ok        {images.image('busybox').config[7:19]}" in stdout
+    assert "unlisted" in succeed(node, "image", "check", "--repair")
+    assert images["layered"] not in succeed(node, "image", "ls")
+    wait_until(lambda: not top_layer(node).exists(), what="the broken layer is gone")
+    node.pull(images["layered"])
+    assert succeed(node, "image", "check").count("ok  ") == 2
+    again = {path.name: path.stat().st_ino for path in top_layer(node).parent.iterdir()}
+    # Those that another image has were not touched.
+    shared = digest_of(layered_layers()[0]).removeprefix("sha256:")
+    assert again.keys() == others.keys() and again[shared] == others[shared]
+
+
+def test_a_broken_layer_that_a_container_uses_is_named_and_stays(
+    own_node: Node, images: Images
+) -> None:
+    node = own_node
+    pod = node.run_pod("user")
+    node.create_container(pod, images["layered"])
+    spoil(top_layer(node))
+    status, stdout, stderr = run(node, "image", "check", "--repair")
+    assert status == 1 and "broken" in stdout and "unlisted" not in stdout
+    assert "containers use" in stderr
+    assert images["layered"] in succeed(node, "image", "ls")
+    assert top_layer(node).exists()
+
+
+def test_a_config_that_is_damaged_is_named(own_node: Node, images: Images) -> None:
+    node = own_node
+    node.pull(images["busybox"])
+    node.stop()
+    with sqlite3.connect(node.state_dir / "pycri.db") as database:
+        database.execute("UPDATE image_configs SET body = x'7b7d'")
+    database.close()
+    node.start()
+    status, stdout, _ = run(node, "image", "check")
+    assert status == 1 and "its config is not what it was" in stdout
+
+
+def test_df_tells_what_a_removal_gives_back(own_node: Node, images: Images) -> None:
+    node = own_node
+    node.pull(images["layered"])
+    node.pull(images["busybox"])
+    usage = {
+        line["id"]: line
+        for line in map(json.loads, succeed(node, "image", "df", "--json").splitlines())
+    }
+    layered = usage[images.image("layered").config]
+    busybox = usage[images.image("busybox").config]
+    assert busybox["shared_bytes"] == busybox["size_bytes"] == layered["shared_bytes"]
+    assert busybox["reclaimable_bytes"] == 0
+    assert layered["reclaimable_bytes"] == layered["size_bytes"] - layered["shared_bytes"] > 0
+    before = fs_bytes(node)
+    assert before == layered["size_bytes"]
+    succeed(node, "image", "rm", images["layered"])
+    assert fs_bytes(node) == before - layered["reclaimable_bytes"]
+    assert "all layers" in succeed(node, "image", "df").splitlines()[-1]
+
+
+def fs_bytes(node: Node) -> int:
+    (usage,) = node.images.ImageFsInfo(cri.ImageFsInfoRequest()).image_filesystems
+    return int(usage.used_bytes.value)
+
+
+def test_disk_use_is_what_the_disk_says(own_node: Node, images: Images) -> None:
+    """In ImageFsInfo there is no walk over the disk; here there is."""
+    node = own_node
+    node.pull(images["layered"])
+    (usage,) = node.images.ImageFsInfo(cri.ImageFsInfoRequest()).image_filesystems
+    layers = list((node.state_dir / "images/layers").iterdir())
+    # The folder of a layer itself is not counted.
+    paths = [*(node.state_dir / "images/recipes").iterdir()]
+    paths += [path for layer in layers for path in layer.iterdir()]
+    assert len(layers) == 4
+    assert usage.used_bytes.value == du("-B1", *paths)
+    assert usage.inodes_used.value == du("--inodes", *paths)
+
+
+def du(unit: str, *paths: Path) -> int:
+    command = ["du", "-s", unit, "--total", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.splitlines()[-1].split()[0])
+
+
+def test_what_one_node_exports_another_runs(
+    make_node: Callable[..., Node], images: Images, tmp_path: Path
+) -> None:
+    first, second = make_node(), make_node()
+    image_id = first.pull(images["busybox"])
+    succeed(first, "image", "export", str(tmp_path / "image.tar"), images["busybox"])
+    assert succeed(second, "image", "import", str(tmp_path / "image.tar")) == f"{image_id}\n"
+    pod = second.run_pod("imported")
+    assert second.run_to_end(pod, images["busybox"], command="echo runs") == "runs\n"
+    succeed(second, "image", "export", f"{tmp_path}/layout/", image_id)
+    assert succeed(first, "image", "import", f"{tmp_path}/layout", "copy") == f"{image_id}\n"

@@ -301,7 +301,7 @@ def test_a_layout_is_imported(form: str, tmp_path: Path) -> None:
 
     async def main() -> None:
         async with open_store(tmp_path) as store:
-            image = await store.import_layout(path, "imported")
+            (image,) = await store.import_archive(path, "imported")
             assert image.tags == ("docker.io/library/imported:latest",)
             assert image.layers == tuple(digest_of(layer) for layer in layered_layers())
             with mounted(store, image, tmp_path) as root:
@@ -321,14 +321,14 @@ def test_a_layout_that_is_not_whole_is_refused_and_leaves_nothing(tmp_path: Path
         async with open_store(tmp_path) as store:
             blob.write_bytes(blob.read_bytes()[:-1] + b"x")
             with pytest.raises(errors.CorruptImage):
-                await store.import_layout(layout, "imported")
+                await store.import_archive(layout, "imported")
             blob.unlink()
             with pytest.raises(errors.CorruptImage, match="missing"):
-                await store.import_layout(layout, "imported")
+                await store.import_archive(layout, "imported")
             with pytest.raises(errors.CorruptImage, match="neither a folder"):
-                await store.import_layout(tmp_path / "text", "imported")
+                await store.import_archive(tmp_path / "text", "imported")
             with pytest.raises(errors.InvalidRequest, match="No such file"):
-                await store.import_layout(tmp_path / "absent", "imported")
+                await store.import_archive(tmp_path / "absent", "imported")
             await wait_for_layers(tmp_path, 0)
             assert store.images() == ()
 

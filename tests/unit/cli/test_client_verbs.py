@@ -118,6 +118,31 @@ def test_images_are_listed_imported_and_removed(socket_path: str) -> None:
     assert run(socket_path, "image", "rm", "app").exit_code == 0
 
 
+def test_disk_use_is_shown_for_people_and_for_scripts(socket_path: str) -> None:
+    lines = run(socket_path, "image", "df").stdout.splitlines()
+    assert lines[1].split() == ["c" * 12, "3.0", "2.0", "0.0", "-"]
+    assert lines[2].split()[-3:] == ["in", "3", "files"]
+    (line,) = run(socket_path, "image", "df", "--json").stdout.splitlines()
+    assert json.loads(line)["shared_bytes"] == 2_000_000
+
+
+def test_a_check_names_what_is_broken_and_fails(socket_path: str) -> None:
+    found = run(socket_path, "image", "check")
+    assert found.exit_code == 1
+    ok, broken, problem = found.stdout.splitlines()
+    assert (ok.split()[0], broken.split()[0]) == ("ok", "broken")
+    assert problem.strip() == "layer sha256:e: 'bin/sh' is missing"
+    repaired = run(socket_path, "image", "check", "--repair")
+    assert repaired.exit_code == 0 and repaired.stdout.splitlines()[-1].startswith("unlisted")
+
+
+def test_an_export_names_the_image_that_is_not_there(socket_path: str) -> None:
+    assert run(socket_path, "image", "export", "x.tar", "app").exit_code == 0
+    assert run(socket_path, "image", "export", "x.tar").exit_code == 2
+    missing = run(socket_path, "image", "export", "x.tar", "other")
+    assert missing.exit_code == 1 and "image 'other' not found" in missing.stderr
+
+
 def test_a_pull_prints_the_id_and_nothing_else_to_stdout(socket_path: str) -> None:
     result = run(socket_path, "pull", "app:1")
     assert (result.stdout, result.exit_code) == (f"{IMAGE}\n", 0)

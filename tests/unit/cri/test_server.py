@@ -339,7 +339,7 @@ def test_an_image_is_imported_by_a_path_of_the_node(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         node = node_v1_pb2_grpc.NodeStub(channel)
         got = await node.ImportImage(node_v1_pb2.ImportImageRequest(path="/x", name="app:1"))
-        assert got.image_ref == "/x as app:1"
+        assert list(got.image_refs) == ["/x as app:1"]
         wrong = node.ImportImage(node_v1_pb2.ImportImageRequest(path="x", name="app:1"))
         assert (await failure(wrong))[0] is grpc.StatusCode.INVALID_ARGUMENT
 
