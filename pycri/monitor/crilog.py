@@ -18,6 +18,7 @@ Specification: Kubernetes, design-proposals/node/kubelet-cri-logging.md; CRI, lo
 import errno
 import os
 import stat
+import sys
 import time
 from contextlib import suppress
 
@@ -25,6 +26,7 @@ ENTRY_LIMIT = 16 << 10
 """Bytes of text in one entry: containerd's default max_container_log_line_size."""
 
 _TORN_LIMIT = 2 * ENTRY_LIMIT
+_SILENCE_S = 60.0
 # O_RDWR, for the end is read; O_NONBLOCK, for a fifo must not stop the monitor.
 _OPEN_FLAGS = (
     os.O_RDWR
@@ -79,12 +81,14 @@ def render_all(data: bytes, stream: bytes, now_ns: int) -> bytes:
 class LogFile:
     """One container's log. Output that cannot be written is dropped and counted, never an error.
 
-    path: "" discards everything. dropped: entries that were lost to errors.
+    path: "" discards everything. dropped: entries that were lost to errors; told on stderr, once a
+    minute at most.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.dropped = 0
+        self._told_s = -_SILENCE_S
         self._fd = -1
         self.reopen()
 
@@ -94,14 +98,15 @@ class LogFile:
             return
         if self._fd < 0:
             self.reopen()
+        reason = "short of space"
         try:
             written = os.write(self._fd, entries)
-        except OSError:
+        except OSError as error:
             # ENOSPC, EDQUOT, EIO, EFBIG, and EBADF without a file. The container must go on,
             # so its pipe must drain; containerd does the same.
-            written = 0
+            written, reason = 0, os.strerror(error.errno or errno.EIO)
         if written < len(entries):
-            self._give_up(entries, written)
+            self._give_up(entries, written, reason)
 
     def reopen(self) -> int:
         """Open `path` anew: the kubelet has renamed the old file. Returns 0 or an errno.
@@ -124,12 +129,20 @@ class LogFile:
         if fd >= 0:
             os.close(fd)
 
-    def _give_up(self, entries: bytes, written: int) -> None:
+    def _give_up(self, entries: bytes, written: int, reason: str) -> None:
         whole = entries.rfind(b"\n", 0, written) + 1
         self.dropped += entries.count(b"\n", whole)
+        self._tell(reason)
         if whole < written:
             with suppress(OSError):
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - (written - whole))
+
+    def _tell(self, reason: str) -> None:
+        now_s = time.monotonic()
+        if now_s - self._told_s >= _SILENCE_S:
+            self._told_s = now_s
+            sys.stderr.write(f"log {self.path}: {self.dropped} entries are lost: {reason}\n")
+            sys.stderr.flush()
 
 
 def _open_log(path: str) -> int:

@@ -152,6 +152,16 @@ def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == b"secret"
 
 
+def test_lost_entries_are_told_once_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = LogFile(str(tmp_path / "folder" / "log"))
+    for _ in range(3):
+        log.append(b"lost\n")
+    told = f"log {tmp_path}/folder/log: 1 entries are lost: {os.strerror(errno.EBADF)}\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_fifo_as_the_log_blocks_neither_open_nor_write(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log")
     log = LogFile(str(tmp_path / "log"))
