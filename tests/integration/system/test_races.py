@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -18,14 +19,13 @@ ROUNDS = 24
 SLEEP = ["sleep", "600"]
 EDGE_S = 0.05
 """So far apart, calls come one after the other."""
-ALLOWED = {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND}
-"""What the loser of a race may be told."""
+WRONG_STATE, NOT_FOUND = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND
 
 
 def together(*calls: tuple[float, Callable[[], object]]) -> list[object]:
     """Make calls in threads of their own, each so many seconds after a common start.
 
-    Returns their results; a refusal with a code that is ALLOWED counts as None.
+    Returns their results.
     """
     barrier = threading.Barrier(len(calls))
 
@@ -33,14 +33,23 @@ def together(*calls: tuple[float, Callable[[], object]]) -> list[object]:
         barrier.wait()
         # The moment is what is varied from round to round, not something to wait for.
         time.sleep(delay_s)
-        try:
-            return call()
-        except grpc.RpcError as error:
-            assert error.code() in ALLOWED, f"{error.code()}: {error.details()}"
-            return None
+        return call()
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(make, *zip(*calls, strict=True)))
+
+
+def may_lose(call: Callable[[], object], *codes: grpc.StatusCode) -> Callable[[], object]:
+    """Return the call as one that may be refused with one of the codes; its result is None then."""
+
+    def make() -> object:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            assert error.code() in codes, f"{error.code()}: {error.details()}"
+            return None
+
+    return make
 
 
 def head_starts(round_number: int, step_s: float) -> tuple[float, float]:
@@ -88,8 +97,8 @@ def test_a_pod_stopped_while_a_container_is_started_has_none_running(
 
         stop_s, start_s = head_starts(number, 0.002)
         _, *started = together(
-            (stop_s, lambda pod=pod: node.stop_pod(pod)),  # type: ignore[misc]
-            *((start_s, lambda made_one=one: start(made_one)) for one in made),
+            (stop_s, partial(node.stop_pod, pod)),
+            *((start_s, may_lose(partial(start, one), WRONG_STATE)) for one in made),
         )
         outcomes.update(started)
         assert node.pod_status(pod).state == cri.SANDBOX_NOTREADY
@@ -115,8 +124,11 @@ def test_a_container_created_while_its_pod_is_removed_leaves_nothing(
 
         remove_s, create_s = head_starts(number, 0.0005)
         _, *created = together(
-            (remove_s, lambda pod=pod: node.remove_pod(pod)),  # type: ignore[misc]
-            *((create_s, lambda name=name, pod=pod: create(pod, name)) for name in "abcd"),
+            (remove_s, partial(node.remove_pod, pod)),
+            *(
+                (create_s, may_lose(partial(create, pod, name), WRONG_STATE, NOT_FOUND))
+                for name in "abcd"
+            ),
         )
         outcomes.update(created)
         assert containers(node) == [], f"{remove_s} s, {create_s} s"
@@ -135,8 +147,8 @@ def test_a_container_removed_while_it_is_started_is_gone_or_runs(
         container = node.create_container(pod, image, name=f"c{number}", command=SLEEP)
         remove_s, start_s = head_starts(number, 0.002)
         together(
-            (remove_s, lambda one=container: node.remove_container(one)),  # type: ignore[misc]
-            (start_s, lambda one=container: node.start_container(one)),  # type: ignore[misc]
+            (remove_s, may_lose(partial(node.remove_container, container), WRONG_STATE)),
+            (start_s, may_lose(partial(node.start_container, container), WRONG_STATE, NOT_FOUND)),
         )
         left = [each for each in containers(node) if each.id == container]
         assert all(each.state == cri.CONTAINER_RUNNING for each in left)
@@ -149,8 +161,8 @@ def test_a_pod_stopped_and_removed_by_many_at_once_is_gone(node: Node, images: I
         pod = node.run_pod(f"race-{number}", namespaces={"pid": cri.POD})
         node.run_container(pod, images["busybox"], command=SLEEP)
         together(
-            *((0.0, lambda pod=pod: node.stop_pod(pod)) for _ in range(3)),
-            *((0.0, lambda pod=pod: node.remove_pod(pod)) for _ in range(3)),
+            *((0.0, partial(node.stop_pod, pod)) for _ in range(3)),
+            *((0.0, partial(node.remove_pod, pod)) for _ in range(3)),
         )
         assert containers(node) == []
         assert list(node.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items) == []
