@@ -141,8 +141,10 @@ class LogFile:
         now_s = time.monotonic()
         if now_s - self._told_s >= _SILENCE_S:
             self._told_s = now_s
-            sys.stderr.write(f"log {self.path}: {self.dropped} entries are lost: {reason}\n")
-            sys.stderr.flush()
+            # stderr is a file too, and may have no more room than the log.
+            with suppress(OSError):
+                sys.stderr.write(f"log {self.path}: {self.dropped} entries are lost: {reason}\n")
+                sys.stderr.flush()
 
 
 def _open_log(path: str) -> int:
