@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures for all tests: the session, the leak check, images and a registry.
 
+Those for nodes are in `world/nodes.py`.
+
 Everything below tests/integration and tests/conformance needs root and is checked for leftovers,
 test by test, module by module. Order is random, by a seed in the report's first lines (`--seed N`
 repeats it); tests of one module stay together, because they may share a node.
@@ -19,6 +21,8 @@ import pytest
 from tests.world import leaks, session
 from tests.world.images import Images
 from tests.world.registry import Registry
+
+pytest_plugins = ("tests.world.nodes",)
 
 SETTLE_S = 5.0 * session.TIME_FACTOR
 """How long the kernel and the daemon may take to free what a test has given up."""
