@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,7 @@ async def run_plugin(
     Raises: PluginFailed if it cannot be run, fails, prints too much or does not end in time; then
         it and all that it started has been killed.
     """
+    started = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):
             transport, plugin = await _start(path, {**os.environ, **environment})
@@ -76,8 +78,8 @@ async def run_plugin(
     status = transport.get_returncode() or 0
     if status != 0:
         raise PluginFailed(step, parse_error(output, plugin.complaint, status))
-    if plugin.complaint:
-        _log.debug(step, stderr=plugin.complaint.decode(errors="replace"))
+    ms = (time.monotonic() - started) * 1e3
+    _log.debug(step, ms=ms, stderr=plugin.complaint.decode(errors="replace"))
     return output
 
 
