@@ -15,7 +15,7 @@ import contextlib
 import signal
 import time
 
-from pycri.errors import NotFound
+from pycri.errors import NotFound, Unavailable
 from pycri.kernel.process import read_boot_id
 from pycri.logs import Log
 from pycri.model.container import ContainerRecord, ContainerState
@@ -71,7 +71,8 @@ class Recovery:
             await asyncio.sleep(INTERVAL_S)
             try:
                 if self._network.problem() is not None:
-                    await self._network.start()
+                    with contextlib.suppress(Unavailable):  # Status says so, and why
+                        await self._network.start()
                 await self.compare_tasks()
                 await self.sweep()
             except Exception as error:  # noqa: BLE001 - the next round is another chance
