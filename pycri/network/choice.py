@@ -72,6 +72,7 @@ class ChosenNetwork:
         return self._builtin.problem()
 
     async def start(self) -> None:
+        await self._cni.clean_up()
         await self._choose()
         await (self._cni if self._is_cni() else self._builtin).start()
 

@@ -89,17 +89,24 @@ class CniNetwork:
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh(), name="CNI status")
 
-    async def start(self) -> None:
-        """End what a former daemon left running and have plugins clean up, once; read the folder.
+    async def clean_up(self) -> None:
+        """End what a former daemon left running, and have plugins free what nobody holds (GC).
 
-        Raises: Unavailable if there is no usable configuration.
+        Before the first pod: our own plugins bear the same mark. Once; another call does nothing.
         """
-        folder = await self.folder.read()
         if self._collecting is None:
+            folder = await self.folder.read()
             await end_orphans(self._mark)
             # In the background: plugins that hang keep pods waiting, but not the daemon.
             self._collecting = asyncio.create_task(self._collect(folder), name="CNI GC")
-        await self._look(folder)
+
+    async def start(self) -> None:
+        """Clean up, and look for a configuration.
+
+        Raises: Unavailable if there is no usable one.
+        """
+        await self.clean_up()
+        await self._look(await self.folder.read())
         self.look_soon()
         if self._fault is not None:
             raise errors.Unavailable(self._fault)

@@ -123,7 +123,11 @@ def test_pods_on_debians_plugins_reach_each_other_and_leave_nothing(
 ) -> None:
     async def body() -> None:
         folders = CniFolders(tmp_path / "cni")
-        chain = [{"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}}, PORTMAP]
+        chain: list[dict[str, Any]] = [
+            {"type": "loopback"},
+            {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}},
+            PORTMAP,
+        ]
         if version != "0.3.1":  # which the firewall plugin does not speak
             chain.append({"type": "firewall", "backend": "iptables"})
         given = write_bridge(folders, *chain, version=version)
