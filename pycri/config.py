@@ -14,12 +14,14 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from pycri.errors import InvalidSettings
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 DEFAULT_PATH = Path("/etc/pycri/config.toml")
 
@@ -108,12 +110,23 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class ImageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where images come from."""
+    """Where images come from. Registries are described in `certs_dir`, not here."""
 
-    registry_mirrors: Annotated[
-        dict[str, Annotated[str, Meta(pattern=r"^https?://")]],
-        Meta(description='Registry host to the URL asked in its place: "docker.io" = "http://…".'),
-    ] = {}
+    certs_dir: Annotated[
+        AbsolutePath,
+        Meta(description="Folder of HOST/hosts.toml, in containerd's format; read at each pull."),
+    ] = "/etc/pycri/certs.d"
+    credentials_file: Annotated[
+        AbsolutePath,
+        Meta(description="Registry credentials of the node, in Docker's format; may be absent."),
+    ] = "/etc/pycri/credentials.json"
+    progress_timeout_s: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Seconds without a byte after which a registry's connection is given up.",
+        ),
+    ] = 60
     default_prefix: Annotated[
         RepositoryPrefix,
         Meta(description="What stands before a name of one part; its host before any other."),
@@ -202,9 +215,9 @@ def load(path: Path | None = None) -> Settings:
         files.insert(0, main)
     merged: dict[str, Any] = {}
     for file in files:
-        table = _read_table(file)
-        _check_keys(file, table, Settings)
-        _convert(file, table)
+        table = read_table(file)
+        check_keys(file, table, Settings)
+        convert_table(file, table, Settings)
         _merge(merged, table)
     return msgspec.convert(merged, Settings)
 
@@ -215,7 +228,8 @@ def render_settings(settings: Settings) -> str:
     return "\n".join([*lines, *_render_table(settings, "")])
 
 
-def _read_table(file: Path) -> dict[str, Any]:
+def read_table(file: Path) -> dict[str, Any]:
+    """Return a TOML file as a table. Raises InvalidSettings, naming the file."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -224,7 +238,7 @@ def _read_table(file: Path) -> dict[str, Any]:
         raise InvalidSettings(f"{file}: not TOML: {error}") from error
 
 
-def _check_keys(
+def check_keys(
     file: Path, table: dict[str, Any], struct: type[msgspec.Struct], prefix: str = ""
 ) -> None:
     """Refuse unknown keys, with the nearest known one as a suggestion."""
@@ -236,19 +250,19 @@ def _check_keys(
             raise InvalidSettings(f"{file}: {prefix}{key}: unknown key{hint}")
         inner = known[key].default
         if isinstance(inner, msgspec.Struct) and isinstance(value, dict):
-            _check_keys(file, value, type(inner), f"{prefix}{key}.")
+            check_keys(file, value, type(inner), f"{prefix}{key}.")
 
 
-def _convert(file: Path, table: dict[str, Any]) -> None:
+def convert_table(file: Path, table: dict[str, Any], struct: type[S], prefix: str = "") -> S:
     """Check types and ranges of one file; msgspec's "- at `$.a.b`" becomes "a.b: " in front."""
     try:
-        msgspec.convert(table, Settings)
+        return msgspec.convert(table, struct)
     except msgspec.ValidationError as error:
         text = str(error)
         where = re.search(r" - at `(?:key in )?\$\.?(.*)`$", text)
         key = where[1] if where else ""
         reason = text[: where.start()] if where else text
-        raise InvalidSettings(f"{file}: {key}: {reason}") from error
+        raise InvalidSettings(f"{file}: {prefix}{key}: {reason}") from error
 
 
 def _merge(into: dict[str, Any], table: dict[str, Any]) -> None:

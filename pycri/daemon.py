@@ -110,7 +110,11 @@ async def _application(
         stack.push_async_callback(spawner.close)
         database = await Database.open(Path(settings.database_path))
         stack.push_async_callback(database.close)
-        registry = RegistryClient(settings.images.registry_mirrors)
+        registry = RegistryClient(
+            Path(settings.images.certs_dir),
+            Path(settings.images.credentials_file),
+            progress_timeout_s=settings.images.progress_timeout_s,
+        )
         stack.push_async_callback(registry.close)
         if host.selinux:
             label_images(settings.images_dir)

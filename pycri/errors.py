@@ -98,7 +98,10 @@ class RecursiveReadOnlyUnsupported(PycriError):
 
 
 class InvalidSettings(PycriError):
-    """A settings file cannot be read, or a key in it is unknown or wrong. Only at start."""
+    """A settings file cannot be read, or a key in it is unknown or wrong.
+
+    At start; of registries (hosts.toml, certificates, credentials) at each pull.
+    """
 
 
 class SetupFailed(PycriError):

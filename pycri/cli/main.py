@@ -15,6 +15,7 @@ from pycri.cli.config import config
 from pycri.cli.image import image
 from pycri.cli.plan import plan
 from pycri.cli.pull import pull
+from pycri.cli.registry import registry
 from pycri.cli.serve import serve
 from pycri.cli.timeline import timeline
 from pycri.cli.version import version
@@ -41,5 +42,5 @@ def main() -> None:
     """A container runtime for Kubernetes nodes."""
 
 
-for verb in (serve, check, plan, pull, image, config, version, timeline, wipe):
+for verb in (serve, check, plan, pull, image, registry, config, version, timeline, wipe):
     main.add_command(verb)

@@ -32,3 +32,7 @@ class ContentSource(Protocol):
     def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
         """Yield the pieces of a blob, not verified."""
         ...
+
+    def distrust(self, digest: Digest) -> bool:
+        """Tell that a blob proved wrong; return whether asking again may bring the right one."""
+        ...

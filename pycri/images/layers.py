@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from pycri.errors import OutOfResources, PycriError
+from pycri.errors import CorruptImage, OutOfResources, PycriError
 from pycri.images.content import ContentSource
 from pycri.images.joining import JoinedTasks, finish
 from pycri.images.manifest import Descriptor
@@ -118,6 +118,10 @@ class LayerStore:
                         counted, blob, diff_id, partial, self._recipes / partial.name
                     )
                 await finish(self._publish(partial, row))
+            except CorruptImage:
+                # Another host may have it right: `fetch` comes again until it is there.
+                if not source.distrust(blob.digest):
+                    raise
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OutOfResources(f"no room for the layer: {error}") from error

@@ -72,6 +72,10 @@ class ArchiveSource:
         async for piece in read_pieces(span):
             yield piece
 
+    def distrust(self, digest: Digest) -> bool:
+        """Tell that a blob proved wrong; there is no other."""
+        return False
+
 
 class ArchivedImage(msgspec.Struct, frozen=True, kw_only=True):
     """One image of an archive. names: as it says itself.

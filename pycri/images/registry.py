@@ -1,269 +1,192 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The client of the OCI distribution API. The only HTTP client of pycri.
+"""Images in registries: which hosts are asked in which order, and what when one of them fails.
 
-    GET /v2/<path>/manifests/<tag or digest>     RegistrySource.root, .manifest
-    GET /v2/<path>/blobs/<digest>                RegistrySource.blob
+    RegistryClient ──source()──▶ RegistrySource ──one for each host──▶ Endpoint ──▶ Link
+     one a node                   one a pull       (hosts.toml)
 
-Credentials are sent only when a registry asks for them, only to the registry they are for, and to
-the token service it names; a redirect to another host loses them. Plain HTTP is used only for
-loopback addresses and for a mirror whose URL says so. There is no total time-out: layers may be
-huge and links slow, but a transfer that stands still for `stall_timeout_s` is given up.
-Source: OCI distribution-spec; distribution's token and OAuth2 authentication.
+Mirrors come first, in the order of hosts.toml, the registry last. A host that fails, in whatever
+way, is followed by the next; a transfer goes on there where it broke off. One that cannot be
+reached is not asked again in this pull. What a tag stands for is asked only of hosts that are
+trusted to say so ("resolve"); content by digest may come from all others, too.
 """
 
-import hashlib
-import ipaddress
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
-from urllib.parse import urlsplit
+from asyncio import Lock, to_thread
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
 
-import aiohttp  # noqa: TID251 - this is its one home
-import msgspec
-from yarl import URL
-
-from pycri import __version__
-from pycri.errors import CorruptImage, Denied, NotFound, RegistryUnavailable, TimedOut
+from pycri.errors import CorruptImage, Denied, NotFound, PycriError, RegistryUnavailable
+from pycri.images.certs import read_hosts
 from pycri.images.content import Document
-from pycri.images.credentials import (
-    Challenge,
-    basic_header,
-    choose_credentials,
-    parse_challenges,
-)
-from pycri.images.manifest import INDEX_TYPES, MANIFEST_TYPES, Descriptor
-from pycri.images.reference import DEFAULT_HOST, Reference
+from pycri.images.credentials import find_credentials
+from pycri.images.endpoint import Endpoint
+from pycri.images.hosts import Capability
+from pycri.images.manifest import Descriptor
+from pycri.images.reference import Reference
+from pycri.images.transport import Transport
+from pycri.logs import Log
 from pycri.model.ids import Digest
 from pycri.model.image import RegistryAuth
 
-_ACCEPT: Final = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
-_MANIFEST_LIMIT: Final = 8 * 1024 * 1024
-_TOKEN_LIMIT: Final = 1024 * 1024
-_MOST_REDIRECTS: Final = 5
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_CONNECT_TIMEOUT_S: Final = 30.0
-_READ_BUFFER: Final = 256 * 1024
+V = TypeVar("V")
 
+_PASSED_OVER: Final = (NotFound, Denied, RegistryUnavailable, CorruptImage)
+"""Errors of one host after which the next is asked."""
 
-class _Token(msgspec.Struct, frozen=True):
-    token: str = ""
-    access_token: str = ""
+_log = Log("images")
 
 
 class RegistryClient:
-    """Connections to registries, shared by all pulls.
+    """The node's way to all registries.
 
-    mirrors: registry host to the base URL that is asked in its place.
+    certs_dir: folders with a hosts.toml. credentials_file: the node's, in Docker's format. Both
+    are read at each pull.
     """
 
     def __init__(
-        self, mirrors: Mapping[str, str] | None = None, *, stall_timeout_s: float = 60.0
+        self, certs_dir: Path, credentials_file: Path, *, progress_timeout_s: float
     ) -> None:
-        self._mirrors = dict(mirrors or {})
-        self._stall_timeout_s = stall_timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._certs_dir = certs_dir
+        self._credentials_file = credentials_file
+        self._transport = Transport(stall_timeout_s=progress_timeout_s)
 
     def source(self, reference: Reference, auth: RegistryAuth | None) -> "RegistrySource":
         """Return the image `reference` as its registry has it, read with the rights of `auth`."""
-        base = self._mirrors.get(reference.host) or _base_url(reference.host)
-        credentials = choose_credentials(auth, reference.host)
-        return RegistrySource(self.session(), base.rstrip("/"), reference, credentials)
+        return RegistrySource(self, reference, auth)
 
-    def session(self) -> aiohttp.ClientSession:
-        """Return the pool of connections, made when first needed: it belongs to the loop."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=self._stall_timeout_s
-                ),
-                headers={"User-Agent": f"pycri/{__version__}", "Accept-Encoding": "identity"},
-                auto_decompress=False,
-                read_bufsize=_READ_BUFFER,
-                cookie_jar=aiohttp.DummyCookieJar(),
+    async def endpoints(self, reference: Reference, auth: RegistryAuth | None) -> list[Endpoint]:
+        """Return the hosts to ask for an image, in their order.
+
+        Raises: InvalidSettings, naming file and key.
+        """
+        found = await to_thread(read_hosts, self._certs_dir, reference.host)
+        file, path = self._credentials_file, reference.path
+        return [
+            Endpoint(
+                host,
+                await self._transport.link(host),
+                reference,
+                partial(find_credentials, auth, file, host, path),
             )
-        return self._session
+            for host in found.hosts
+        ]
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-
-def _base_url(host: str) -> str:
-    if host == DEFAULT_HOST:
-        return "https://registry-1.docker.io"
-    return f"http://{host}" if _is_loopback(urlsplit(f"//{host}").hostname) else f"https://{host}"
-
-
-def _is_loopback(name: str | None) -> bool:
-    if name is None or name == "localhost":
-        return name is not None
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+        await self._transport.close()
 
 
 class RegistrySource:
-    """One image in one registry: a ContentSource. Holds the token of this pull only."""
+    """One image in its registry and the mirrors of it: a ContentSource. Holds one pull's tokens."""
 
     def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        base: str,
-        reference: Reference,
-        credentials: RegistryAuth,
+        self, client: RegistryClient, reference: Reference, auth: RegistryAuth | None
     ) -> None:
-        self._session = session
-        self._base = base
+        self._client = client
         self._reference = reference
-        self._credentials = credentials
-        token = credentials.registry_token
-        self._authorization = f"Bearer {token}" if token else ""
+        self._auth = auth
+        self._endpoints: list[Endpoint] = []
+        self._opening = Lock()
+        self._unreachable: set[Endpoint] = set()
+        self._distrusted: dict[Digest, set[Endpoint]] = {}
+        self._served: dict[Digest, set[Endpoint]] = {}
 
     async def root(self) -> Document:
-        """Return the manifest or index that the reference names; verified if it is a digest."""
-        return await self.manifest(self._reference.target)
+        """Return the manifest or index that the reference names; verified if it is a digest.
+
+        Raises: NotFound, Denied, RegistryUnavailable, CorruptImage, InvalidSettings.
+        """
+        target = self._reference.target
+        if self._reference.digest:
+            return await self.manifest(target)
+        resolving, pulling = await self._able("resolve"), await self._able("pull")
+        if resolving[:1] == pulling[:1]:
+            return await self._first(resolving, lambda endpoint: endpoint.manifest(target))
+        # A mirror that may not say what the tag is comes first: ask another, then fetch from it.
+        return await self.manifest(
+            await self._first(resolving, lambda endpoint: endpoint.resolve(target))
+        )
 
     async def manifest(self, target: str) -> Document:
-        """Return the manifest or index with a tag or digest.
-
-        Raises: NotFound, Denied, RegistryUnavailable, TimedOut, CorruptImage.
-        """
-        async with self._get(f"manifests/{target}", accept=_ACCEPT) as response:
-            body = await _read(response, _MANIFEST_LIMIT)
-            digest = Digest("sha256:" + hashlib.sha256(body).hexdigest())
-            promised = target if ":" in target else response.headers.get("Docker-Content-Digest")
-            if promised not in (None, digest):
-                raise CorruptImage(f"the manifest {target} is {digest}, promised was {promised}")
-            return Document(body=body, media_type=response.content_type, digest=digest)
+        """Return the manifest or index with this digest, verified. Raises: as `root`."""
+        return await self._first(
+            await self._able("pull"), lambda endpoint: endpoint.manifest(target)
+        )
 
     async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        """Yield the pieces of a blob as they come, not verified.
+        """Yield the pieces of a blob as they come, not verified. Raises: as `root`."""
+        distrusted = self._distrusted.get(descriptor.digest, set())
+        served = self._served[descriptor.digest] = set[Endpoint]()
+        failures = _Failures(self._reference)
+        at = 0
+        for endpoint in await self._able("pull"):
+            if endpoint in distrusted:
+                continue
+            try:
+                async with aclosing(endpoint.blob(descriptor, at)) as pieces:
+                    async for piece in pieces:
+                        at += len(piece)
+                        served.add(endpoint)
+                        yield piece
+                return
+            except _PASSED_OVER as error:
+                self._note(endpoint, error, failures)
+        raise failures.to_tell()
 
-        Raises: NotFound, Denied, RegistryUnavailable, TimedOut.
-        """
-        async with self._get(f"blobs/{descriptor.digest}", accept="*/*") as response:
-            async for piece in response.content.iter_any():
-                yield piece
-
-    @asynccontextmanager
-    async def _get(self, what: str, *, accept: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        url = URL(f"{self._base}/v2/{self._reference.path}/{what}", encoded=True)
-        with _translated(url):
-            response = await self._request(url, accept)
-            if response.status == 401:
-                challenges = parse_challenges(response.headers.getall("WWW-Authenticate", []))
-                response.release()
-                self._authorization = await self._authorize(challenges)
-                response = await self._request(url, accept)
-            async with response:
-                self._check(response)
-                yield response
-
-    async def _request(self, url: URL, accept: str) -> aiohttp.ClientResponse:
-        origin = url.origin()
-        for _ in range(_MOST_REDIRECTS):
-            headers = {"Accept": accept}
-            if self._authorization and url.origin() == origin:
-                headers["Authorization"] = self._authorization
-            response = await self._session.get(url, headers=headers, allow_redirects=False)
-            if response.status not in _REDIRECTS:
-                return response
-            location = response.headers.get("Location", "")
-            response.release()
-            url = url.join(URL(location, encoded=True))
-            if url.scheme != "https" and not (origin.scheme == "http" and url.scheme == "http"):
-                raise RegistryUnavailable(f"{origin} redirects to {url.scheme}, which is not safe")
-        raise RegistryUnavailable(f"{origin} redirects in circles")
-
-    def _check(self, response: aiohttp.ClientResponse) -> None:
-        status, name = response.status, str(self._reference)
-        if status == 200:
-            return
-        if status == 404:
-            raise NotFound("image", name)
-        if status in (401, 403):
-            who = self._credentials.username or "an anonymous user"
-            raise Denied(
-                f"{self._reference.host} denies {who} the image {name} (status {status}): "
-                "it does not exist, or the pull secret is missing or wrong"
-            )
-        reason = "too many requests" if status == 429 else response.reason
-        raise RegistryUnavailable(f"{response.url.origin()} answers {status} ({reason}) for {name}")
-
-    async def _authorize(self, challenges: tuple[Challenge, ...]) -> str:
-        """Return a new Authorization header that answers one of the challenges."""
-        for challenge in challenges:
-            if challenge.scheme == "bearer" and not self._credentials.registry_token:
-                return "Bearer " + await self._fetch_token(challenge)
-            if challenge.scheme == "basic" and self._credentials.username:
-                return basic_header(self._credentials)
-        raise Denied(
-            f"{self._reference.host} asks for credentials for {self._reference}; "
-            + ("those given do not fit" if self._has_credentials() else "none were given")
+    def distrust(self, digest: Digest) -> bool:
+        """Take back a blob that proved wrong; tell whether another host may have it right."""
+        doubted = self._distrusted.setdefault(digest, set())
+        served = self._served.pop(digest, set()) - doubted
+        if not served:
+            return False
+        doubted |= served
+        return any(
+            endpoint not in doubted and endpoint not in self._unreachable
+            for endpoint in self._endpoints
+            if "pull" in endpoint.host.capabilities
         )
 
-    def _has_credentials(self) -> bool:
-        return self._credentials != RegistryAuth(server_address=self._credentials.server_address)
+    async def _able(self, capability: Capability) -> list[Endpoint]:
+        async with self._opening:
+            if not self._endpoints:
+                self._endpoints = await self._client.endpoints(self._reference, self._auth)
+        able = [found for found in self._endpoints if capability in found.host.capabilities]
+        return [found for found in able if found not in self._unreachable] or able
 
-    async def _fetch_token(self, challenge: Challenge) -> str:
-        realm = URL(challenge.realm)
-        if realm.scheme != "https" and not _is_loopback(realm.host):
-            raise Denied(f"{self._reference.host} names an unsafe token service: {realm}")
-        asked = {"scope": challenge.scope or f"repository:{self._reference.path}:pull"}
-        if challenge.service:
-            asked["service"] = challenge.service
-        with _translated(realm):
-            async with self._token_request(realm, asked) as response:
-                body = await _read(response, _TOKEN_LIMIT)
-        if response.status in (400, 401, 403):
-            raise Denied(f"the token service of {self._reference.host} denies {self._reference}")
-        if response.status != 200:
-            raise RegistryUnavailable(
-                f"the token service {realm.origin()} answers {response.status}"
-            )
-        try:
-            answer = msgspec.json.decode(body, type=_Token)
-        except msgspec.DecodeError as error:
-            raise RegistryUnavailable(f"the token service {realm.origin()}: {error}") from error
-        return answer.token or answer.access_token
+    async def _first(self, endpoints: list[Endpoint], ask: Callable[[Endpoint], Awaitable[V]]) -> V:
+        failures = _Failures(self._reference)
+        for endpoint in endpoints:
+            try:
+                return await ask(endpoint)
+            except _PASSED_OVER as error:
+                self._note(endpoint, error, failures)
+        raise failures.to_tell()
 
-    def _token_request(
-        self, realm: URL, asked: dict[str, str]
-    ) -> "aiohttp.client._RequestContextManager":
-        if self._credentials.identity_token:
-            form = asked | {
-                "grant_type": "refresh_token",
-                "refresh_token": self._credentials.identity_token,
-                "client_id": "pycri",
-            }
-            return self._session.post(realm, data=form, allow_redirects=False)
-        headers = (
-            {"Authorization": basic_header(self._credentials)} if self._credentials.username else {}
-        )
-        url = realm.update_query(asked)
-        return self._session.get(url, headers=headers, allow_redirects=False)
+    def _note(self, endpoint: Endpoint, error: PycriError, failures: "_Failures") -> None:
+        url = endpoint.host.url
+        failures.append(url, error)
+        if isinstance(error, RegistryUnavailable):
+            self._unreachable.add(endpoint)
+        _log.warning("registry host failed", url=url, image=str(self._reference), error=str(error))
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > limit:
-            raise CorruptImage(f"{response.url} is longer than {limit} bytes")
-    return bytes(body)
+class _Failures:
+    """What the hosts of one image said, one after another."""
 
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+        self._all: list[tuple[str, PycriError]] = []
 
-@contextmanager
-def _translated(url: URL) -> Iterator[None]:
-    """Turn what the HTTP client raises into pycri's errors."""
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError as error:
-        raise RegistryUnavailable(f"{url.origin()} cannot be reached: time-out") from error
-    except TimeoutError as error:
-        raise TimedOut(f"{url.origin()} sent nothing for too long") from error
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise RegistryUnavailable(f"{url.origin()}: {error}") from error
+    def append(self, url: str, error: PycriError) -> None:
+        self._all.append((url, error))
+
+    def to_tell(self) -> PycriError:
+        """Return the last one, the registry's own, with those before it as notes."""
+        if not self._all:
+            return RegistryUnavailable(f"no host may be asked for {self._reference}")
+        *before, (_, last) = self._all
+        for url, error in before:
+            last.add_note(f"before that, {url}: {error}")
+        return last

@@ -379,14 +379,21 @@ def _save_images(connection: sqlite3.Connection, images: tuple[Image, ...], conf
 
 
 async def _read_config(source: ContentSource, descriptor: Descriptor) -> bytes:
+    while True:
+        body = await _read_blob(source, descriptor, _LONGEST_CONFIG)
+        digest = "sha256:" + hashlib.sha256(body).hexdigest()
+        if digest == descriptor.digest:
+            return body
+        if not source.distrust(descriptor.digest):
+            raise CorruptImage(f"the config {descriptor.digest} has the digest {digest}")
+
+
+async def _read_blob(source: ContentSource, descriptor: Descriptor, limit: int) -> bytes:
     body = bytearray()
     pieces: AsyncIterator[bytes] = source.blob(descriptor)
     async with aclosing(pieces):  # type: ignore[type-var]
         async for piece in pieces:
             body += piece
-            if len(body) > _LONGEST_CONFIG:
-                raise CorruptImage(f"the config is longer than {_LONGEST_CONFIG} bytes")
-    digest = "sha256:" + hashlib.sha256(body).hexdigest()
-    if digest != descriptor.digest:
-        raise CorruptImage(f"the config {descriptor.digest} has the digest {digest}")
+            if len(body) > limit:
+                raise CorruptImage(f"{descriptor.digest} is longer than {limit} bytes")
     return bytes(body)

@@ -27,7 +27,7 @@ def test_printed_settings_keep_what_was_changed(tmp_path: Path) -> None:
     settings = config.Settings(
         run_dir='/a "b"',
         network=config.NetworkSettings(mtu=1400),
-        images=config.ImageSettings(registry_mirrors={"example.test:5000": "http://[::1]:5000"}),
+        images=config.ImageSettings(progress_timeout_s=5),
     )
     assert config.load(write(tmp_path, config.render_settings(settings))) == settings
 

@@ -3,11 +3,14 @@
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
 from pycri.images.admission import Admission, Verifiers
 from pycri.images.manifest import host_platform
@@ -40,13 +43,17 @@ async def open_store(
     folder: Path,
     *,
     in_use: Callable[[], frozenset[Digest]] = frozenset,
-    mirrors: dict[str, str] | None = None,
     stall_timeout_s: float = 20.0,
     rules: ImageRules | None = None,
 ) -> AsyncIterator[ImageStore]:
-    """Open a store in `folder`, which may hold what a former one left."""
+    """Open a store in `folder`, which may hold what a former one left.
+
+    Of registries it knows what is in FOLDER/certs.d and FOLDER/credentials.json.
+    """
     database = await Database.open(folder / "pycri.db")
-    client = RegistryClient(mirrors, stall_timeout_s=stall_timeout_s)
+    client = RegistryClient(
+        folder / "certs.d", folder / "credentials.json", progress_timeout_s=stall_timeout_s
+    )
     store = ImageStore(
         folder / "images",
         database,
@@ -78,44 +85,40 @@ async def wait_for_layers(folder: Path, count: int) -> None:
     raise AssertionError(f"there are still {list_layers(folder)}")
 
 
-class FaultyRegistry:
-    """One image in memory, served by HTTP on loopback as REPOSITORY:latest.
+class FaultyServer:
+    """A server on loopback that notes what it is asked, and misbehaves as the test says.
 
-    requests: "METHOD path" of what was asked, in order. faults: by the end of a path, handlers that
-    answer in place of the registry. gate: answers to blobs wait for it.
+    requests: "METHOD path" of what was asked, in order; queries and headers: what came with it.
+    faults: by the end of a path, handlers that answer in its place.
     """
 
-    def __init__(self, image: Image, address: str) -> None:
-        self.image = image
-        self.address = address
+    def __init__(self) -> None:
+        self.address = ""
         self.requests: list[str] = []
-        self.authorizations: list[str] = []
+        self.queries: list[str] = []
+        self.headers: list[CIMultiDictProxy[str]] = []
         self.faults: dict[str, Handler] = {}
-        self.gate = asyncio.Event()
-        self.gate.set()
 
-    @classmethod
     @asynccontextmanager
-    async def start(cls, image: Image) -> AsyncIterator["FaultyRegistry"]:
-        """Serve `image` until the end of the block."""
+    async def serving(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
+        """Serve until the end of the block."""
         application = web.Application()
         # A client that goes away ends the handler too: some wait for ever.
         runner = web.AppRunner(application, handler_cancellation=True)
-        server = cls(image, "")
-        application.router.add_route("*", "/{path:.*}", server._answer)
+        application.router.add_route("*", "/{path:.*}", self._answer)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
             await site.start()
-            server.address = "{}:{}".format(*runner.addresses[0][:2])
-            yield server
+            self.address = "{}:{}".format(*runner.addresses[0][:2])
+            yield self
         finally:
             await runner.cleanup()
 
     @property
-    def reference(self) -> str:
-        """What a client pulls."""
-        return f"{self.address}/{REPOSITORY}:latest"
+    def authorizations(self) -> list[str]:
+        """The Authorization header of each request, "" where there was none."""
+        return [headers.get("Authorization", "") for headers in self.headers]
 
     def asked(self, ending: str) -> int:
         """Return how often a path with this end was asked for."""
@@ -123,11 +126,49 @@ class FaultyRegistry:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(f"{request.method} {request.path}")
-        self.authorizations.append(request.headers.get("Authorization", ""))
+        self.queries.append(request.query_string)
+        self.headers.append(request.headers)
         for ending, fault in self.faults.items():
             if request.path.endswith(ending):
                 return await fault(request)
         return await self.serve(request)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Answer as it should be."""
+        return web.Response(status=404)
+
+    def times(self, fault: Handler, count: int) -> Handler:
+        """Return a fault that passes after it has occurred `count` times."""
+        left = count
+
+        async def passing(request: web.Request) -> web.StreamResponse:
+            nonlocal left
+            left -= 1
+            return await (fault if left >= 0 else self.serve)(request)
+
+        return passing
+
+
+class FaultyRegistry(FaultyServer):
+    """One image in memory, served by HTTP as REPOSITORY:latest. gate: answers to blobs wait."""
+
+    def __init__(self, image: Image) -> None:
+        super().__init__()
+        self.image = image
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, image: Image) -> AsyncIterator["FaultyRegistry"]:
+        """Serve `image` until the end of the block."""
+        async with cls(image).serving() as server:
+            yield server
+
+    @property
+    def reference(self) -> str:
+        """What a client pulls."""
+        return f"{self.address}/{REPOSITORY}:latest"
 
     async def serve_open(self, request: web.Request) -> web.StreamResponse:
         """Answer with a blob though the gate is shut; a handler for `faults`."""

@@ -9,6 +9,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.world import session
+from tests.world.certificates import Authority
 from tests.world.oci import Descriptor, Image
 
 USERNAME = "kim"
@@ -37,11 +39,28 @@ storage:
 http:
   addr: {address}
 """
+_TLS = """\
+  tls:
+    certificate: {certificate}
+    key: {key}
+"""
+_CLIENTS = """\
+    clientcas:
+      - {authority}
+"""
 _AUTH = """\
 auth:
   htpasswd:
     realm: tests
     path: {folder}/htpasswd
+"""
+_TOKENS = """\
+auth:
+  token:
+    realm: {realm}
+    service: tests
+    issuer: tests
+    rootcertbundle: {roots}
 """
 _START_TIMEOUT_S = 20.0 * session.TIME_FACTOR
 
@@ -49,25 +68,52 @@ _START_TIMEOUT_S = 20.0 * session.TIME_FACTOR
 class Registry:
     """A running registry. address: "127.0.0.1:PORT"; folder: where it keeps its files."""
 
-    def __init__(self, address: str, folder: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self,
+        address: str,
+        folder: Path,
+        process: subprocess.Popen[bytes],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.address = address
         self.folder = folder
         self._process = process
+        self._tls = tls
         self._authorization: dict[str, str] = {}
 
     @classmethod
     @contextmanager
-    def start(cls, folder: Path, *, auth: bool = False, port: int = 0) -> Iterator["Registry"]:
+    def start(
+        cls,
+        folder: Path,
+        *,
+        auth: bool = False,
+        port: int = 0,
+        authority: Authority | None = None,
+        clients: bool = False,
+        tokens: tuple[str, Path] | None = None,
+    ) -> Iterator["Registry"]:
         """Start a registry with its files in `folder`; stop it at the end.
 
-        auth: ask for USERNAME and PASSWORD. port: 0 for any free one.
+        auth: ask for USERNAME and PASSWORD. port: 0 for any free one. authority: serve TLS with a
+        certificate of it; clients: only to those who have one, too. tokens: ask for a token of the
+        service at this URL, signed by a key that these roots vouch for; push needs another start.
         """
         folder.mkdir(parents=True, exist_ok=True)
         address = f"127.0.0.1:{port or _find_free_port()}"
         config = _CONFIG.format(folder=folder, address=address)
+        tls = None
+        if authority:
+            certificate, key = authority.issue("server")
+            config += _TLS.format(certificate=certificate, key=key)
+            config += _CLIENTS.format(authority=authority.certificate) if clients else ""
+            tls = ssl.create_default_context(cafile=str(authority.certificate))
+            tls.load_cert_chain(certificate, key)
         if auth:
             (folder / "htpasswd").write_text(_HTPASSWD)
             config += _AUTH.format(folder=folder)
+        if tokens:
+            config += _TOKENS.format(realm=tokens[0], roots=tokens[1])
         (folder / "config.yml").write_text(config)
         with open(folder / "log", "wb") as log:
             process = subprocess.Popen(
@@ -77,7 +123,7 @@ class Registry:
                 stderr=log,
                 env=session.environment(),
             )
-        registry = cls(address, folder, process)
+        registry = cls(address, folder, process, tls)
         if auth:
             token = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
             registry._authorization = {"Authorization": f"Basic {token}"}
@@ -103,7 +149,7 @@ class Registry:
 
     def _answers(self) -> bool:
         try:
-            return self._request("GET", "/v2/")[0] == 200
+            return self._request("GET", "/v2/")[0] in (200, 401)
         except OSError:
             return False
 
@@ -111,7 +157,11 @@ class Registry:
         self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         host, port = self.address.split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection = (
+            http.client.HTTPSConnection(host, int(port), timeout=30, context=self._tls)
+            if self._tls
+            else http.client.HTTPConnection(host, int(port), timeout=30)
+        )
         try:
             connection.request(method, path, body, self._authorization | (headers or {}))
             response = connection.getresponse()
@@ -139,7 +189,7 @@ class Registry:
             return
         status, headers, text = self._request("POST", f"/v2/{name}/blobs/uploads/")
         assert status == 202, text
-        location = headers["Location"].removeprefix(f"http://{self.address}")
+        location = "/" + headers["Location"].split("/", 3)[3]
         separator = "&" if "?" in location else "?"
         status, _, text = self._request(
             "PUT",

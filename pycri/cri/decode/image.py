@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image names and credentials."""
 
-import base64
-import binascii
-
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.decode import fields
 from pycri.cri.decode.handlers import decode_runtime_handler
 from pycri.errors import InvalidRequest
+from pycri.images.authorization import split_basic
 from pycri.model.container import ImageSpec
 from pycri.model.image import RegistryAuth
 
@@ -29,7 +27,10 @@ def decode_auth(message: pb.PullImageRequest) -> RegistryAuth | None:
     auth = message.auth
     username, password = auth.username, auth.password
     if auth.auth and not username:
-        username, password = _split_basic(auth.auth, "auth.auth")
+        try:
+            username, password = split_basic(auth.auth)
+        except ValueError as error:
+            raise InvalidRequest("auth.auth", str(error)) from None
     decoded = RegistryAuth(
         username=username,
         password=password,
@@ -50,15 +51,3 @@ def decode_login(username: str, password: str) -> RegistryAuth | None:
         username=fields.one_line(username, "username"),
         password=fields.one_line(password, "password"),
     )
-
-
-def _split_basic(text: str, path: str) -> tuple[str, str]:
-    """Return user and password of base64("user:password")."""
-    try:
-        plain = base64.b64decode(text, validate=True).decode("utf-8").rstrip("\0")
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(path, "is not base64 of user:password") from None
-    username, colon, password = plain.partition(":")
-    if not colon:
-        raise InvalidRequest(path, "is not base64 of user:password")
-    return username, password

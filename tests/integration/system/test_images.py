@@ -16,11 +16,11 @@ import pytest
 from pycri import errors
 from pycri.images.store import ImageStore
 from pycri.model.ids import Digest
-from pycri.model.image import Image, RegistryAuth
+from pycri.model.image import Image
 from tests.world.image_stores import list_layers, open_store, read_tree, wait_for_layers
 from tests.world.images import Images, build_layered, layered_layers
 from tests.world.oci import Layer, build_image, build_index, digest_of, write_layout
-from tests.world.registry import PASSWORD, USERNAME, Registry
+from tests.world.registry import Registry
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -256,38 +256,6 @@ def test_a_layer_that_an_image_has_twice_is_mounted_once(
                 assert sorted(os.listdir(root)) == ["a", "b"]
 
     run(main())
-
-
-def test_a_mirror_is_asked_in_place_of_the_registry(registry: Registry, tmp_path: Path) -> None:
-    registry.push(build_image([Layer().file("a").tar()], {}), "library/mirrored")
-    mirrors = {"docker.io": f"http://{registry.address}"}
-
-    async def main() -> None:
-        async with open_store(tmp_path, mirrors=mirrors) as store:
-            image = await store.pull("mirrored", None)
-            assert image.tags == ("docker.io/library/mirrored:latest",)
-
-    run(main())
-
-
-def test_a_password_opens_a_registry_that_asks_for_one(scope: Any, tmp_path: Path) -> None:
-    auth = RegistryAuth(username=USERNAME, password=PASSWORD)
-    wrong = RegistryAuth(username=USERNAME, password="guess")
-    elsewhere = RegistryAuth(username=USERNAME, password=PASSWORD, server_address="quay.io")
-
-    async def main(registry: Registry) -> None:
-        name = registry.reference("tests/secret")
-        async with open_store(tmp_path) as store:
-            for refused in (None, wrong, elsewhere):
-                with pytest.raises(errors.Denied, match="tests/secret"):
-                    await store.pull(name, refused)
-            assert store.images() == () and list_layers(tmp_path) == []
-            assert (await store.pull(name, auth)).tags == (name,)
-
-    with Registry.start(tmp_path / "registry", auth=True) as registry:
-        scope.adopted.add(registry.pid)
-        registry.push(build_image([Layer().file("a").tar()], {}), "tests/secret")
-        run(main(registry))
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])
