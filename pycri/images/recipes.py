@@ -36,6 +36,7 @@ class RecipeWriter:
         self._fd = fd
         self._compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, _GZIP)
         self._run = bytearray()
+        self._records = bytearray()
         self._written = 0
         self.is_possible = True
 
@@ -58,6 +59,7 @@ class RecipeWriter:
     def finish(self) -> bool:
         """Write what is left; tell whether it has become a recipe."""
         self._end_run()
+        self._compress()
         if self.is_possible:
             self._put(self._compressor.flush())
         return self.is_possible
@@ -68,8 +70,14 @@ class RecipeWriter:
             self._run.clear()
 
     def _write(self, record: bytes) -> None:
+        self._records += record
+        if len(self._records) >= _RUN:
+            self._compress()
+
+    def _compress(self) -> None:
         if self.is_possible:
-            self._put(self._compressor.compress(record))
+            self._put(self._compressor.compress(self._records))
+        self._records.clear()
 
     def _put(self, data: bytes) -> None:
         self._written += len(data)

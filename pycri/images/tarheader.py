@@ -11,6 +11,7 @@ Source: POSIX pax, "ustar Interchange Format"; GNU tar manual, "Basic Tar Format
 
 import struct
 import zlib
+from functools import lru_cache
 from typing import Final
 
 from pycri.errors import CorruptImage
@@ -82,8 +83,9 @@ def text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
+@lru_cache(4096)
 def number(field: bytes) -> int:
-    """Return the number in a field. Raises: CorruptImage if there is none."""
+    """Return the number in a field; most are seen again. Raises: CorruptImage if there is none."""
     digits = field.rstrip(b"\0 ").lstrip(b" ")
     if digits.isdigit():
         try:

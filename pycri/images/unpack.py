@@ -6,7 +6,7 @@
     thread    read, hash the blob, decompress
     thread    hash the tar
     thread    make the files (the first one)
-    thread    at the end: have all written to disk, while the first measures the tree
+    thread    now and then, and at the end: have it written to disk
 
 A process, because tar is Python's work: in a thread it would take turns with the daemon's event
 loop; and because a process can be killed at any instant and gives all its memory back. It knows
@@ -27,8 +27,8 @@ from pycri.images.ahead import ahead
 from pycri.images.blobs import BlobInput, Hashed, PlainInput, decompressed
 from pycri.images.recipes import RecipeWriter
 from pycri.images.unpacking import MOST_BYTES, Unpacking
-from pycri.kernel.syscalls import syncfs
-from pycri.kernel.trees import Measure, measure_tree
+from pycri.images.writeback import sync_and_measure, written_back
+from pycri.kernel.trees import Measure
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -53,7 +53,7 @@ def unpack_blob(
         recipe_fd = os.open(recipe_path, _NEW_FILE, 0o600)
         opened.callback(os.close, recipe_fd)
         recipe = RecipeWriter(recipe_fd)
-        stream = PlainInput(ahead(plain), MOST_BYTES, recipe)
+        stream = PlainInput(written_back(ahead(plain), folder), MOST_BYTES, recipe)
         Unpacking(root_fd, recipe).unpack(stream)
         stream.finish()
         while blob.read():
@@ -64,17 +64,9 @@ def unpack_blob(
             raise CorruptImage(f"the layer {diff_id} unpacks to the digest {plain.digest}")
         if not recipe.finish():
             os.unlink(recipe_path)
-        tree = _sync_and_measure(root_fd, folder)
+        tree = sync_and_measure(root_fd, folder)
         recipe_bytes = os.fstat(recipe_fd).st_blocks * 512
     return Measure(tree.size_bytes + recipe_bytes, tree.inodes + 1, tree.fingerprint)
-
-
-def _sync_and_measure(root_fd: int, folder: str) -> Measure:
-    syncing = ahead(map(syncfs, (root_fd,)))
-    measure = measure_tree(folder)
-    for _ in syncing:
-        pass
-    return measure
 
 
 def main() -> None:
