@@ -9,7 +9,6 @@ the text of `pycri config` are derived from it. The environment is not read.
 """
 
 import difflib
-import ipaddress
 import json
 import re
 import tomllib
@@ -20,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from pycri.errors import InvalidSettings
+from pycri.model.ranges import parse_ranges
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -61,10 +61,13 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     )
     range: Annotated[
         str,
-        Meta(description="IPv4 range of pod addresses, until UpdateRuntimeConfig names another."),
+        Meta(
+            description="Range of pod addresses, IPv4 or IPv6, or one of each with a comma between"
+            " them, until UpdateRuntimeConfig names others."
+        ),
     ] = "10.88.0.0/16"
     table: Annotated[
-        Identifier, Meta(description="Name of the nftables table that holds our rules.")
+        Identifier, Meta(description="Name of the nftables tables that hold our rules.")
     ] = "pycri"
     mtu: Annotated[
         int, Meta(ge=576, le=65535, description="MTU of the bridge and of pod interfaces, bytes.")
@@ -73,11 +76,9 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     def __post_init__(self) -> None:
         try:
-            size = ipaddress.IPv4Network(self.range).num_addresses
+            parse_ranges(self.range)
         except ValueError as error:
             raise ValueError(f"range: {error}") from error
-        if size < 4:
-            raise ValueError(f"range: {self.range!r} has no room for a gateway and a pod")
 
 
 _HOST = r"[A-Za-z0-9.-]+(:[0-9]+)?"

@@ -3,19 +3,25 @@
 
 kubernetes.io/ingress-bandwidth: 10M      bits a second into the pod, a Kubernetes quantity
 kubernetes.io/egress-bandwidth: 1G        out of it
+network.pycri/addresses: 10.88.0.50, fd00:88::50      one of each range at most
+network.pycri/mac: 02:00:00:00:00:50
 """
 
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from ipaddress import ip_address
 from typing import Final
 
 import msgspec
 
 from pycri.errors import InvalidRequest
+from pycri.model.ranges import Address
 
 INGRESS: Final = "kubernetes.io/ingress-bandwidth"
 EGRESS: Final = "kubernetes.io/egress-bandwidth"
+ADDRESSES: Final = "network.pycri/addresses"
+MAC: Final = "network.pycri/mac"
 
 LEAST_BITS, MOST_BITS = 1_000, 10**15
 """The bounds that the kubelet puts on a bandwidth."""
@@ -25,6 +31,7 @@ _QUANTITY = re.compile(
 )
 _DECIMAL: Final = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
 _BINARY: Final = {"Ki": 1, "Mi": 2, "Gi": 3, "Ti": 4, "Pi": 5, "Ei": 6}
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 class Bandwidth(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +46,30 @@ def parse_bandwidth(annotations: Mapping[str, str]) -> Bandwidth:
     return Bandwidth(
         ingress_bits=_bits(annotations, INGRESS), egress_bits=_bits(annotations, EGRESS)
     )
+
+
+def parse_addresses(annotations: Mapping[str, str]) -> tuple[Address, ...]:
+    """Return the addresses that the pod is to have. Raises: InvalidRequest."""
+    text = annotations.get(ADDRESSES, "")
+    try:
+        addresses = tuple(ip_address(part.strip()) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise InvalidRequest(field_of(ADDRESSES), str(error)) from error
+    if len({address.version for address in addresses}) != len(addresses):
+        raise InvalidRequest(field_of(ADDRESSES), f"{text!r} has two of one family")
+    return addresses
+
+
+def parse_mac(annotations: Mapping[str, str]) -> str:
+    """Return the MAC that the pod is to have, in lower case, or "". Raises: InvalidRequest."""
+    text = annotations.get(MAC, "").lower()
+    if not text:
+        return ""
+    if not _MAC.fullmatch(text):
+        raise InvalidRequest(field_of(MAC), f"{text!r} is not a MAC like 02:00:00:00:00:50")
+    if int(text[:2], 16) & 1 or text == "00:00:00:00:00:00":
+        raise InvalidRequest(field_of(MAC), f"{text} is not the address of one interface")
+    return text
 
 
 def field_of(annotation: str) -> str:

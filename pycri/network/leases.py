@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses over time: given at once, taken back only when the pod's link has gone.
+"""Endpoints over time: given at once, taken back only when the pod's link has gone.
 
 The kernel removes a pod's veth with its network namespace, some time after the last process and pin
 have let go of it. Deleting it ourselves would cost 20 ms of the RTNL lock, so `Leases` watches it
@@ -9,21 +9,22 @@ disappear, off every call's path, and deletes it only when a deadline has passed
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Interface, IPv4Network
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from pycri import errors
 from pycri.logs import Log
 from pycri.model.ids import PodId
+from pycri.model.ranges import Network
 from pycri.network import ipam
+from pycri.network.ipam import Endpoint, Wish
 from pycri.state.database import Database
 
 GONE_DEADLINE_S: Final = 5.0
 """How long a namespace may outlive its pod before the link is deleted."""
 WATCH_INTERVAL_S: Final = 0.02
 FREED_WAIT_S: Final = 8.0
-"""How long an allocation waits when the range is used up and addresses are on their way back."""
+"""How long an allocation waits for addresses that are on their way back, if it needs them."""
 
 _log = Log("network")
 
@@ -38,18 +39,20 @@ def has_link(name: str) -> bool:
 
 
 class Leases:
-    """The addresses of the pods of one bridge."""
+    """The endpoints of the pods of one bridge."""
 
     def __init__(
         self,
         database: Database,
         interface_name: Callable[[PodId], str],
         delete_link: Callable[[str], Awaitable[None]],
+        remove_rules: Callable[[Sequence[PodId]], Awaitable[None]],
     ) -> None:
-        """interface_name: of a pod's host end; delete_link: absent is fine."""
+        """interface_name: of a pod's host end; delete_link, remove_rules: absent is fine."""
         self._database = database
         self._interface_name = interface_name
         self._delete_link = delete_link
+        self._remove_rules = remove_rules
         self._deadlines: dict[PodId, float] = {}
         self._released = asyncio.Event()
         self._freed = asyncio.Event()
@@ -57,54 +60,66 @@ class Leases:
 
     @property
     def releasing(self) -> frozenset[PodId]:
-        """Pods whose address is on its way back."""
+        """Pods whose endpoint is on its way back."""
         return frozenset(self._deadlines)
 
     async def allocate(
-        self, pod_id: PodId, choose_range: Callable[[], IPv4Network]
-    ) -> IPv4Interface:
-        """Give the pod an address of the chosen range, or the one it holds.
+        self, pod_id: PodId, wish: Wish, choose_ranges: Callable[[], Sequence[Network]]
+    ) -> Endpoint:
+        """Give the pod an endpoint in the chosen ranges.
 
-        choose_range: called inside the transaction, so that whoever changes the range and then
-            reads the leases sees every address that was still given of the old one.
-        Raises: OutOfResources if all are given, and none comes back in time.
+        choose_ranges: called inside the transaction, so that whoever changes the ranges and then
+            reads the endpoints sees every address that was still given of the old ones.
+        Raises: OutOfResources if all addresses are given, and none comes back in time; as
+            `ipam.allocate`.
         """
+        taken: errors.PycriError | None = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FREED_WAIT_S):
                 while True:
                     freed = self._freed  # taken first: what is freed from here on wakes us
-                    address = await self._database.transact(
-                        lambda connection: ipam.allocate(connection, pod_id, choose_range())
-                    )
-                    if address is not None:
-                        return address
+                    try:
+                        return await self._database.transact(
+                            lambda connection: ipam.allocate(
+                                connection, pod_id, wish, choose_ranges()
+                            )
+                        )
+                    except ipam.NotFree as error:
+                        taken = error
                     if not self._deadlines:
                         break
                     await freed.wait()
-        raise errors.OutOfResources(f"all pod addresses of {choose_range()} are in use")
+        assert taken is not None
+        raise taken
 
-    async def release(self, pod_id: PodId) -> None:
-        """Take the pod's address back once its link has gone; no address is fine."""
-        if await self._database.transact(lambda connection: ipam.release(connection, pod_id)):
+    async def release(self, pod_id: PodId) -> Endpoint | None:
+        """Take the pod's endpoint back once its link has gone, and return it; None is fine."""
+        endpoint = await self._database.transact(lambda c: ipam.release(c, pod_id))
+        if endpoint is not None:
             self._watch(pod_id)
+        return endpoint
+
+    async def free_ports(self, pod_id: PodId) -> None:
+        """Make the pod's host ports available, now that nothing leads from them to it."""
+        await self._database.transact(lambda c: ipam.free_ports(c, pod_id))
 
     async def discard(self, pod_ids: list[PodId]) -> None:
-        """Delete the pods' links, if they are there, and free their addresses, now."""
+        """Delete the pods' links, if they are there, and free their endpoints, now."""
         for pod_id in pod_ids:
             await self._delete_link(self._interface_name(pod_id))
         await self._free(pod_ids)
 
-    async def load(self) -> list[ipam.Lease]:
-        return await self._database.transact(ipam.load_leases)
+    async def load(self) -> list[Endpoint]:
+        return await self._database.transact(ipam.load_endpoints)
 
     async def reconcile(self, pods: frozenset[PodId]) -> None:
-        """Discard the leases of pods that do not exist; take up interrupted releases again."""
+        """Discard the endpoints of pods that do not exist; take interrupted releases up again."""
         unknown = []
-        for lease in await self.load():
-            if lease.pod_id not in self._deadlines and lease.pod_id not in pods:
-                unknown.append(lease.pod_id)
-            elif lease.releasing:
-                self._watch(lease.pod_id)
+        for endpoint in await self.load():
+            if endpoint.pod_id not in self._deadlines and endpoint.pod_id not in pods:
+                unknown.append(endpoint.pod_id)
+            elif endpoint.releasing:
+                self._watch(endpoint.pod_id)
         await self.discard(unknown)
 
     async def close(self) -> None:
@@ -120,7 +135,7 @@ class Leases:
         self._deadlines.setdefault(pod_id, deadline)
         self._released.set()
         if self._watcher is None or self._watcher.done():
-            self._watcher = asyncio.create_task(self._free_gone(), name="address releases")
+            self._watcher = asyncio.create_task(self._free_gone(), name="endpoint releases")
 
     async def _free_gone(self) -> None:
         while True:
@@ -129,7 +144,7 @@ class Leases:
                 await self._free_once()
             except (errors.PycriError, OSError) as error:
                 # The rows stay "releasing": nothing is lost, and the next round tries again.
-                _log.warning("addresses not freed", reason=str(error))
+                _log.warning("endpoints not freed", reason=str(error))
             if not self._deadlines:
                 self._released.clear()
             await asyncio.sleep(WATCH_INTERVAL_S)
@@ -145,6 +160,7 @@ class Leases:
             await self.discard([pod_id])
 
     async def _free(self, pod_ids: list[PodId]) -> None:
+        await self._remove_rules(pod_ids)
         await self._database.transact(lambda connection: ipam.free(connection, pod_ids))
         for pod_id in pod_ids:
             self._deadlines.pop(pod_id, None)

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links, addresses and routes over rtnetlink (rtnetlink(7)): the only user of pyroute2.
+"""Links, addresses and routes over rtnetlink (rtnetlink(7)), and what a pod's interface needs.
 
-pyroute2's classes encode and decode the messages; the sockets are our own, because its high-level
-calls fork for another namespace and wait for one answer after the other. Here several requests go
-out in one packet and their acknowledgements are read together.
-
-All calls block, for as long as others hold the kernel's RTNL lock; every failure is an OSError with
-the kernel's own words. A socket is for one thread at a time.
+The messages are made here, from the headers <linux/rtnetlink.h>, <linux/if_link.h> and
+<linux/if_addr.h>, whose names the constants have. Each call takes the kernel's RTNL lock, for which
+it may have to wait; failures are OSErrors.
 """
 
 import errno
@@ -15,80 +12,85 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface
-from typing import Any, Final, Self
+from collections.abc import Sequence
+from ipaddress import (
+    IPv4Interface,
+    IPv4Network,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Final, Self
 
 import msgspec
 
-# TID251: this module is pyroute2's one home.
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: TID251
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: TID251
-from pyroute2.netlink.rtnl.rtmsg import rtmsg  # noqa: TID251
+from pycri.model.ranges import Address, InterfaceAddress, Network
+from pycri.network import sockets
+from pycri.network.attributes import address as ip
+from pycri.network.attributes import attribute, mac, nested, parse, parse_text, text, u8, u32
+from pycri.network.sockets import NetlinkSocket, Request
 
 POD_INTERFACE: Final = "eth0"
-ANSWER_TIMEOUT_S: Final = 10.0
 RUNNING_TIMEOUT_S: Final = 5.0
 RUNNING_INTERVAL_S: Final = 0.001
 
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_RECEIVE_BYTES = 1 << 16
 _SIOCGIFINDEX = 0x8933
 _LOOPBACK_INDEX = 1
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
-_RTEXT_FILTER_SKIP_STATS = 8
+_NEW = sockets.CREATE | sockets.EXCLUSIVE
 
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_RTM_NEWROUTE = 24
+_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 0x1, 0x4, 0x300
-_NLM_F_CREATE_NEW = 0x600  # NLM_F_CREATE | NLM_F_EXCL
-_NLM_F_ACK_TLVS = 0x200
-_NLMSGERR_ATTR_MSG = 1
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
+_IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
+_IFADDR = struct.Struct("=BBBBi")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, dst_len ... table, protocol ... type
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 26, 28, 29
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
+_VETH_INFO_PEER = 1
+_BRPORT_MODE = 4
+_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
+_EXT_FILTER_SKIP_STATS = 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_IFA_F_NODAD = 0x02
+_RT_SCOPE_LINK = 253
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST = 254, 3, 1
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """A network interface. kind: "bridge", "veth" ..., "" for hardware."""
+    """A network interface. kind: "bridge", "veth" ..., "" for hardware. master: an index or 0."""
 
     index: int
     name: str
     kind: str
     mtu: int
     up: bool
+    running: bool
+    master: int
 
 
-class Netlink:
-    """A NETLINK_ROUTE socket: what it shows and changes is the namespace it was opened in."""
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """A route of the main table. index: of the interface it leads out of, 0 if they are several."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        """Takes `sock`."""
-        self._socket = sock
-        self._sequence = 0
-        sock.settimeout(ANSWER_TIMEOUT_S)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+    network: Network
+    index: int
+
+
+class Netlink(NetlinkSocket):
+    """A NETLINK_ROUTE socket."""
 
     @classmethod
-    def open(cls) -> Self:
+    def open_route(cls) -> Self:
         """Open a socket in the caller's network namespace."""
-        return cls(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+        return cls.open(socket.NETLINK_ROUTE)
 
     @classmethod
-    def borrow(cls, netlink_fd: int) -> Self:
-        """Use a socket opened elsewhere, through a duplicate; borrows `netlink_fd`."""
-        # Named in full: asking the kernel would cost three calls.
-        duplicate = os.dup(netlink_fd)
-        return cls(
-            socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE, fileno=duplicate
-            )
-        )
-
-    def close(self) -> None:
-        self._socket.close()
+    def borrow_route(cls, netlink_fd: int) -> Self:
+        """Use a socket opened in another namespace, through a duplicate; borrows `netlink_fd`."""
+        return cls.borrow(netlink_fd, socket.NETLINK_ROUTE)
 
     def __enter__(self) -> Self:
         return self
@@ -96,88 +98,123 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def create_bridge(self, name: str, *, mac: str, mtu: int) -> None:
+    def create_bridge(self, name: str, *, mac_address: str, mtu: int) -> None:
         """Make a bridge. One without a MAC of its own would take on its ports', and change it."""
-        info = {"attrs": [("IFLA_INFO_KIND", "bridge")]}
-        attributes = [("IFLA_ADDRESS", mac), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
-        self._change((_RTM_NEWLINK, _NLM_F_CREATE_NEW, _link(name, attributes)))
+        info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "bridge"))
+        body = _link(name, mac(_IFLA_ADDRESS, mac_address), u32(_IFLA_MTU, mtu), info)
+        self.change([Request(_RTM_NEWLINK, body, _NEW)])
 
     def set_up(self, name: str, *, mtu: int) -> None:
-        self._change((_RTM_SETLINK, 0, _link(name, [("IFLA_MTU", mtu)], up=True)))
+        self.change([Request(_RTM_SETLINK, _link(name, u32(_IFLA_MTU, mtu), up=True))])
+
+    def set_master(self, name: str, master: int) -> None:
+        """Make a link a port of the bridge `master`."""
+        joining = Request(_RTM_SETLINK, _link(name, u32(_IFLA_MASTER, master)))
+        self.change([joining, _hairpin(name)])
+
+    def create_veth(
+        self, name: str, *, master: int, netns_fd: int, mac_address: str, mtu: int
+    ) -> None:
+        """Make a pair: `name` here, up and a port of the bridge `master`, and eth0 elsewhere.
+
+        mac_address: of the other end. Borrows `netns_fd`. The other end cannot be brought up in
+        the same message (the kernel answers ENOTCONN); see `configure_pod`.
+        """
+        peer = attribute(
+            _VETH_INFO_PEER,
+            _IFINFO.pack(0, 0, 0, 0, 0)
+            + text(_IFLA_IFNAME, POD_INTERFACE)
+            + mac(_IFLA_ADDRESS, mac_address)
+            + u32(_IFLA_MTU, mtu)
+            + u32(_IFLA_NET_NS_FD, netns_fd),
+        )
+        info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, peer))
+        body = _link(name, u32(_IFLA_MASTER, master), u32(_IFLA_MTU, mtu), info, up=True)
+        self.change([Request(_RTM_NEWLINK, body, _NEW), _hairpin(name)])
+
+    def configure_pod(
+        self, addresses: Sequence[InterfaceAddress], gateways: Sequence[Address], mac_address: str
+    ) -> None:
+        """Bring lo and eth0 up, with addresses and default routes, in one packet.
+
+        IPv6 without duplicate address detection, so that the addresses are good at once; the
+        link-local one is made from `mac_address`, and there is none without another of IPv6.
+        """
+        index = self.find_index(POD_INTERFACE)
+        ipv6 = any(address.version == 6 for address in addresses)
+        requests = [Request(_RTM_SETLINK, _change_of(_LOOPBACK_INDEX, up=True))]
+        if has_ipv6():
+            requests.append(Request(_RTM_SETLINK, _change_of(index, _no_generated_address())))
+        requests += [_new_address(index, a) for a in addresses if a.version == 4]
+        # IPv6 addresses are lost when an interface that is down comes up, IPv4 ones are not.
+        requests.append(Request(_RTM_SETLINK, _change_of(index, up=True)))
+        if ipv6:
+            requests.append(_new_address(index, link_local_of(mac_address)))
+        requests += [_new_address(index, a) for a in addresses if a.version == 6]
+        requests += [_default_route(index, gateway) for gateway in gateways]
+        self.change(requests)
 
     def set_loopback_up(self) -> None:
-        self._change((_RTM_SETLINK, 0, _link("lo", [], up=True)))
-
-    def create_veth(self, name: str, *, master: int, netns_fd: int, mac: str, mtu: int) -> None:
-        """Make a pair: `name` here, up and in the bridge `master`, and eth0 in another namespace.
-
-        mac: of the other end. Borrows `netns_fd`. The other end cannot be brought up in the same
-        message (the kernel answers ENOTCONN); see `configure_pod`.
-        """
-        peer = {
-            "attrs": [
-                ("IFLA_IFNAME", POD_INTERFACE),
-                ("IFLA_ADDRESS", mac),
-                ("IFLA_MTU", mtu),
-                ("IFLA_NET_NS_FD", netns_fd),
-            ],
-        }
-        data = {"attrs": [("VETH_INFO_PEER", peer)]}
-        info = {"attrs": [("IFLA_INFO_KIND", "veth"), ("IFLA_INFO_DATA", data)]}
-        attributes = [("IFLA_MASTER", master), ("IFLA_MTU", mtu), ("IFLA_LINKINFO", info)]
-        self._change((_RTM_NEWLINK, _NLM_F_CREATE_NEW, _link(name, attributes, up=True)))
-
-    def configure_pod(self, address: IPv4Interface, gateway: IPv4Address) -> None:
-        """Bring lo and eth0 up, with an address and a default route, in one packet."""
-        loopback, interface, route = ifinfmsg(), ifinfmsg(), rtmsg()
-        index = self._find_index(POD_INTERFACE)
-        loopback["index"], interface["index"] = _LOOPBACK_INDEX, index
-        for link in (loopback, interface):
-            link["flags"] = link["change"] = _IFF_UP
-        route["family"], route["table"] = socket.AF_INET, 254  # RT_TABLE_MAIN
-        route["proto"], route["type"] = 3, 1  # RTPROT_BOOT, RTN_UNICAST
-        route["attrs"] = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", index)]
-        self._change(
-            (_RTM_SETLINK, 0, loopback),
-            (_RTM_NEWADDR, _NLM_F_CREATE_NEW, _address(index, address)),
-            (_RTM_SETLINK, 0, interface),
-            (_RTM_NEWROUTE, _NLM_F_CREATE_NEW, route),
-        )
+        """Bring lo up; 127.0.0.1 and ::1 come with it."""
+        self.change([Request(_RTM_SETLINK, _change_of(_LOOPBACK_INDEX, up=True))])
 
     def delete_link(self, name: str) -> None:
         """Raises: OSError with ENODEV if there is no such link. Waits for RCU: about 20 ms."""
-        self._change((_RTM_DELLINK, 0, _link(name, [])))
+        self.change([Request(_RTM_DELLINK, _link(name))])
 
-    def add_address(self, index: int, address: IPv4Interface) -> None:
-        self._change((_RTM_NEWADDR, _NLM_F_CREATE_NEW, _address(index, address)))
+    def add_address(self, index: int, address: InterfaceAddress) -> None:
+        self.change([_new_address(index, address)])
 
-    def remove_address(self, index: int, address: IPv4Interface) -> None:
-        self._change((_RTM_DELADDR, 0, _address(index, address)))
+    def remove_address(self, index: int, address: InterfaceAddress) -> None:
+        self.change([Request(_RTM_DELADDR, _address(index, address))])
 
     def read_link(self, name: str) -> Link:
         """Raises: OSError with ENODEV if there is no such link."""
-        for answer in self._ask(_RTM_GETLINK, 0, _link(name, [])):
-            message = _decoded(ifinfmsg, answer)
-            info = message.get_attr("IFLA_LINKINFO")
-            return Link(
-                index=message["index"],
-                name=message.get_attr("IFLA_IFNAME"),
-                kind=(info.get_attr("IFLA_INFO_KIND") if info else None) or "",
-                mtu=message.get_attr("IFLA_MTU"),
-                up=bool(message["flags"] & _IFF_UP),
-            )
+        body = _link(name, u32(_IFLA_EXT_MASK, _EXT_FILTER_SKIP_STATS))
+        for answer in self.ask(Request(_RTM_GETLINK, body)):
+            return _parsed_link(answer)
         raise OSError(0, "no answer to RTM_GETLINK", name)
 
-    def list_addresses(self) -> list[tuple[int, IPv4Interface]]:
-        """Return every IPv4 address of the namespace with the index of its interface."""
-        request = ifaddrmsg()
-        request["family"] = socket.AF_INET
-        answers = self._ask(_RTM_GETADDR, _NLM_F_DUMP, request)
-        messages = [_decoded(ifaddrmsg, answer) for answer in answers]
-        return [
-            (message["index"], IPv4Interface((message.get_attr("IFA_LOCAL"), message["prefixlen"])))
-            for message in messages
-        ]
+    def list_links(self) -> list[Link]:
+        """Return every link of the namespace."""
+        body = _change_of(0, u32(_IFLA_EXT_MASK, _EXT_FILTER_SKIP_STATS))
+        answers = self.ask(Request(_RTM_GETLINK, body, sockets.DUMP))
+        return [_parsed_link(answer) for answer in answers]
+
+    def list_addresses(self) -> list[tuple[int, InterfaceAddress]]:
+        """Return every address of the namespace, but link-local ones, with its interface's index.
+
+        On a point-to-point link it is our own address that is returned.
+        """
+        found: list[tuple[int, InterfaceAddress]] = []
+        for answer in self.ask(Request(_RTM_GETADDR, _IFADDR.pack(0, 0, 0, 0, 0), sockets.DUMP)):
+            family, length, _, scope, index = _IFADDR.unpack_from(answer)
+            values = parse(answer[_IFADDR.size :])
+            packed = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
+            if packed is None or scope == _RT_SCOPE_LINK:
+                continue
+            if family == socket.AF_INET:
+                found.append((index, IPv4Interface((packed, length))))
+            elif family == socket.AF_INET6:
+                found.append((index, IPv6Interface((packed, length))))
+        return found
+
+    def list_routes(self) -> list[Route]:
+        """Return the routes of the main table to others than everybody (the default routes)."""
+        found: list[Route] = []
+        body = _ROUTE.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        for answer in self.ask(Request(_RTM_GETROUTE, body, sockets.DUMP)):
+            family, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(answer)
+            values = parse(answer[_ROUTE.size :])
+            destination = values.get(_RTA_DST)
+            if table != _RT_TABLE_MAIN or kind != _RTN_UNICAST or destination is None:
+                continue
+            (index,) = struct.unpack("=i", values.get(_RTA_OIF, bytes(4)))
+            if family == socket.AF_INET:
+                found.append(Route(network=IPv4Network((destination, length)), index=index))
+            elif family == socket.AF_INET6:
+                found.append(Route(network=IPv6Network((destination, length)), index=index))
+        return found
 
     def wait_running(self, name: str) -> None:
         """Wait until the link carries traffic, which is some time after both ends are up.
@@ -188,111 +225,89 @@ class Netlink:
         Raises: OSError with ENODEV if the link has gone; TimeoutError.
         """
         deadline = time.monotonic() + RUNNING_TIMEOUT_S
-        while not self._read_flags(name) & _IFF_RUNNING:
+        while not self.read_link(name).running:
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, "the link does not come up", name)
             time.sleep(RUNNING_INTERVAL_S)
 
-    def _read_flags(self, name: str) -> int:
-        request = _link(name, [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)])
-        (answer,) = self._ask(_RTM_GETLINK, 0, request)
-        return int(struct.unpack_from("=I", answer, _HEADER.size + 8)[0])  # struct ifinfomsg
-
-    def _find_index(self, name: str) -> int:
+    def find_index(self, name: str) -> int:
         """Return a link's index. Not by netlink: any socket will do for netdevice(7), in 2 us."""
         request = struct.pack("=16si20x", name.encode(), 0)  # struct ifreq
-        answer = fcntl.ioctl(self._socket, _SIOCGIFINDEX, request)
+        answer = fcntl.ioctl(self.fileno(), _SIOCGIFINDEX, request)
         return int(struct.unpack_from("=i", answer, 16)[0])
 
-    def _change(self, *requests: tuple[int, int, Any]) -> None:
-        """Send (type, flags, message) requests in one packet; raise the first that is refused."""
-        first = self._sequence + 1
-        self._socket.send(b"".join(self._encoded(*request) for request in requests))
-        failures = []
-        for kind, flags, body in self._receive(first):
-            if kind == _NLMSG_ERROR:
-                failures.append(_failure(flags, body))
-            if len(failures) == len(requests):
-                break
-        for failure in filter(None, failures):
-            raise failure
 
-    def _ask(self, kind: int, flags: int, request: Any) -> list[bytes]:
-        """Send a query; return the messages of the answer, with their headers."""
-        self._socket.send(self._encoded(kind, flags, request))
-        answers = []
-        for answer, answer_flags, body in self._receive(self._sequence):
-            if answer in (_NLMSG_DONE, _NLMSG_ERROR):  # an error of 0 is the acknowledgement
-                failure = _failure(answer_flags, body) if answer == _NLMSG_ERROR else None
-                if failure is not None:
-                    raise failure
-                break
-            header = _HEADER.pack(_HEADER.size + len(body), answer, answer_flags, 0, 0)
-            answers.append(header + body)
-        return answers
-
-    def _encoded(self, kind: int, flags: int, message: Any) -> bytes:
-        self._sequence += 1
-        header = message["header"]
-        header["type"] = kind
-        header["flags"] = flags | _NLM_F_REQUEST | _NLM_F_ACK
-        header["sequence_number"] = self._sequence
-        message.encode()
-        return bytes(message.data) + bytes(-len(message.data) % 4)
-
-    def _receive(self, first: int) -> Iterator[tuple[int, int, bytes]]:
-        """Yield (type, flags, body) of messages as they come; the caller knows which is the last.
-
-        first: answers to earlier requests, left over from one that timed out, are dropped.
-        """
-        while True:
-            packet = self._socket.recv(_RECEIVE_BYTES)
-            offset = 0
-            while offset < len(packet):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(packet, offset)
-                if sequence >= first:
-                    yield kind, flags, packet[offset + _HEADER.size : offset + length]
-                offset += (length + 3) & ~3
+def has_ipv6() -> bool:
+    """Tell whether the kernel was started with IPv6 at all."""
+    return os.path.exists("/proc/sys/net/ipv6")
 
 
-def _link(name: str, attributes: list[tuple[str, Any]], *, up: bool = False) -> Any:
-    message = ifinfmsg()
-    if up:
-        message["flags"] = message["change"] = _IFF_UP
-    message["attrs"] = [("IFLA_IFNAME", name), *attributes]
-    return message
+def link_local_of(mac_address: str) -> IPv6Interface:
+    """Return the link-local address that goes with a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac_address.replace(":", ""))
+    host = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPv6Interface((b"\xfe\x80" + bytes(6) + host, 64))
 
 
-def _address(index: int, address: IPv4Interface) -> Any:
-    message = ifaddrmsg()
-    message["family"] = socket.AF_INET
-    message["index"] = index
-    message["prefixlen"] = address.network.prefixlen
-    message["attrs"] = [
-        ("IFA_LOCAL", str(address.ip)),
-        ("IFA_ADDRESS", str(address.ip)),
-        ("IFA_BROADCAST", str(address.network.broadcast_address)),
-    ]
-    return message
+def _link(name: str, *attributes: bytes, up: bool = False) -> bytes:
+    flags = _IFF_UP if up else 0
+    return _IFINFO.pack(0, 0, 0, flags, flags) + text(_IFLA_IFNAME, name) + b"".join(attributes)
 
 
-def _decoded(message_class: Any, answer: bytes) -> Any:
-    message = message_class(answer)
-    message.decode()
-    return message
+def _change_of(index: int, *attributes: bytes, up: bool = False) -> bytes:
+    flags = _IFF_UP if up else 0
+    return _IFINFO.pack(0, 0, index, flags, flags) + b"".join(attributes)
 
 
-def _failure(flags: int, body: bytes) -> OSError | None:
-    """Decode struct nlmsgerr, and the kernel's explanation behind it if there is one."""
-    (error,) = struct.unpack_from("=i", body)
-    if error == 0:
-        return None
-    reason = os.strerror(-error)
-    offset = 4 + _HEADER.size  # NETLINK_CAP_ACK: only the header of the request comes back
-    while flags & _NLM_F_ACK_TLVS and offset + 4 <= len(body):
-        length, kind = struct.unpack_from("=HH", body, offset)
-        if kind == _NLMSGERR_ATTR_MSG:
-            text = body[offset + 4 : offset + length].rstrip(b"\0").decode(errors="replace")
-            reason = f"{reason}: {text}"
-        offset += max((length + 3) & ~3, 4)
-    return OSError(-error, reason)
+def _hairpin(name: str) -> Request:
+    """Have what a port sends come back to it too, if it is addressed to it.
+
+    For a pod that reaches itself by a service or a host port where the host translates the
+    addresses of bridged packets (br_netfilter).
+    """
+    port = nested(_INFO_SLAVE_DATA, u8(_BRPORT_MODE, 1))
+    info = nested(_IFLA_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), port)
+    # RTM_SETLINK takes no notice of what is particular to a kind of link.
+    return Request(_RTM_NEWLINK, _link(name, info))
+
+
+def _no_generated_address() -> bytes:
+    mode = nested(socket.AF_INET6, u8(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE))
+    return nested(_IFLA_AF_SPEC, mode)
+
+
+def _address(index: int, address: InterfaceAddress) -> bytes:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    flags, scope = 0, _RT_SCOPE_LINK if address.is_link_local else 0
+    attributes = [ip(_IFA_LOCAL, address.ip), ip(_IFA_ADDRESS, address.ip)]
+    if address.version == 4:
+        attributes.append(ip(_IFA_BROADCAST, address.network.broadcast_address))
+    else:
+        flags = _IFA_F_NODAD
+    header = _IFADDR.pack(family, address.network.prefixlen, flags, scope, index)
+    return header + b"".join(attributes)
+
+
+def _new_address(index: int, address: InterfaceAddress) -> Request:
+    return Request(_RTM_NEWADDR, _address(index, address), _NEW)
+
+
+def _default_route(index: int, gateway: Address) -> Request:
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, 0, _RTN_UNICAST, 0)
+    return Request(_RTM_NEWROUTE, body + ip(_RTA_GATEWAY, gateway) + u32(_RTA_OIF, index), _NEW)
+
+
+def _parsed_link(answer: bytes) -> Link:
+    _, _, index, flags, _ = _IFINFO.unpack_from(answer)
+    values = parse(answer[_IFINFO.size :])
+    info = parse(values.get(_IFLA_LINKINFO, b""))
+    return Link(
+        index=index,
+        name=parse_text(values[_IFLA_IFNAME]),
+        kind=parse_text(info.get(_INFO_KIND, b"")),
+        mtu=struct.unpack("=I", values[_IFLA_MTU])[0],
+        up=bool(flags & _IFF_UP),
+        running=bool(flags & _IFF_RUNNING),
+        master=struct.unpack("=I", values.get(_IFLA_MASTER, bytes(4)))[0],
+    )

@@ -13,7 +13,7 @@ import msgspec
 
 def register(connection: sqlite3.Connection) -> None:
     """Make the conversions known to SQL by their names."""
-    for convert in (attachment_with_interfaces,):
+    for convert in (attachment_with_interfaces, mac_of_ipv4, packed_ipv4):
         connection.create_function(convert.__name__, 1, convert, deterministic=True)
 
 
@@ -28,3 +28,13 @@ def attachment_with_interfaces(blob: bytes) -> bytes:
         }
         record["attachment"] = {"interfaces": [interface]}
     return msgspec.msgpack.encode(record)
+
+
+def packed_ipv4(number: int) -> bytes:
+    """Of an address: the number becomes four bytes."""
+    return number.to_bytes(4, "big")
+
+
+def mac_of_ipv4(number: int) -> str:
+    """Of an address: the MAC that its pod was given."""
+    return f"0a:58:{packed_ipv4(number).hex(':')}"

@@ -52,6 +52,26 @@ MIGRATIONS: Final = (
         UNIQUE (pod_id, interface)
     ) STRICT;
     """,
+    """
+    CREATE TABLE endpoints (
+        pod_id TEXT PRIMARY KEY, mac TEXT NOT NULL UNIQUE, releasing INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO endpoints SELECT pod_id, mac_of_ipv4(address), releasing FROM addresses;
+    ALTER TABLE addresses RENAME TO addresses_of_ipv4;
+    CREATE TABLE addresses (
+        version INTEGER NOT NULL, address BLOB NOT NULL, pod_id TEXT NOT NULL,
+        PRIMARY KEY (version, address)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX addresses_by_pod ON addresses (pod_id);
+    INSERT INTO addresses SELECT 4, packed_ipv4(address), pod_id FROM addresses_of_ipv4;
+    DROP TABLE addresses_of_ipv4;
+    CREATE TABLE host_ports (
+        protocol INTEGER NOT NULL, host_port INTEGER NOT NULL, host_ip TEXT NOT NULL,
+        container_port INTEGER NOT NULL, pod_id TEXT NOT NULL,
+        PRIMARY KEY (protocol, host_port, host_ip)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX host_ports_by_pod ON host_ports (pod_id);
+    """,
 )
 """Element N turns version N into N + 1. A field added to a record needs a step as well, if only an
 empty one: it is what makes an older pycri refuse the file instead of dropping the field."""

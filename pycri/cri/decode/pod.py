@@ -6,7 +6,7 @@ import re
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.decode import fields, resources, security
 from pycri.cri.decode.handlers import decode_runtime_handler
-from pycri.errors import InvalidRequest, Unsupported
+from pycri.errors import InvalidRequest
 from pycri.model.pod import DnsConfig, PodMetadata, PodSpec, PortMapping, Protocol
 from pycri.model.security import NamespaceMode, NamespaceModes, SupplementalGroupsPolicy
 from pycri.plan.sandbox import IPC_SYSCTLS
@@ -30,7 +30,7 @@ def decode_pod_spec(message: pb.RunPodSandboxRequest) -> PodSpec:
         log_directory=fields.absolute_or_empty(config.log_directory, "config.log_directory"),
         dns=_decode_dns(config.dns_config, "config.dns_config"),
         port_mappings=tuple(
-            _decode_port(port, f"config.port_mappings[{i}]", namespaces)
+            _decode_port(port, f"config.port_mappings[{i}]")
             for i, port in enumerate(config.port_mappings)
         ),
         labels=dict(config.labels),
@@ -95,15 +95,12 @@ def _decode_dns(message: pb.DNSConfig, path: str) -> DnsConfig | None:
     )
 
 
-def _decode_port(message: pb.PortMapping, path: str, namespaces: NamespaceModes) -> PortMapping:
-    """Return a port mapping. With the host's network there is nothing to map."""
-    host_port = fields.number(message.host_port, f"{path}.host_port", 0, 65535)
-    if host_port and namespaces.network is not NamespaceMode.NODE:
-        raise Unsupported(f"{path}.host_port: host ports are not supported yet")
+def _decode_port(message: pb.PortMapping, path: str) -> PortMapping:
+    """Return a port mapping; with the host's network it means nothing."""
     return PortMapping(
         protocol=fields.choice(message.protocol, f"{path}.protocol", Protocol),
         container_port=fields.number(message.container_port, f"{path}.container_port", 1, 65535),
-        host_port=host_port,
+        host_port=fields.number(message.host_port, f"{path}.host_port", 0, 65535),
         host_ip=fields.address(message.host_ip, f"{path}.host_ip") if message.host_ip else "",
     )
 

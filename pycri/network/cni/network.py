@@ -342,5 +342,5 @@ def _parse_ranges(cidr: str) -> list[IPv4Network | IPv6Network]:
 
 
 def _bring_loopback_up(netlink_fd: int) -> None:
-    with Netlink.borrow(netlink_fd) as pod:
+    with Netlink.borrow_route(netlink_fd) as pod:
         pod.set_loopback_up()

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 from pycri.kernel.namespaces import make_namespaces
 from pycri.kernel.syscalls import Clone, setns
+from pycri.network.netlink import Netlink
 
 T = TypeVar("T")
 DEADLINE_S = 10.0
@@ -27,6 +28,8 @@ def run_as_host(body: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
     def call() -> T:
         make_namespaces(("net",))
+        with Netlink.open_route() as netlink:
+            netlink.set_loopback_up()
         return asyncio.run(body())
 
     with ThreadPoolExecutor(1) as thread:
@@ -63,13 +66,14 @@ class Namespace:
 
         return _in_thread(enter)
 
-    def listen(self, address: str) -> socket.socket:
-        """Return a TCP socket that listens on port 80 of `address`, inside."""
-        return self.run(lambda: socket.create_server((address, 80)))
+    def listen(self, address: str, port: int = 80) -> socket.socket:
+        """Return a TCP socket that listens on a port of `address`, inside."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return self.run(lambda: socket.create_server((address, port), family=family))
 
-    def connect(self, address: str) -> socket.socket:
-        """Return a TCP socket connected from inside to port 80 of `address`."""
-        return self.run(lambda: socket.create_connection((address, 80), timeout=5))
+    def connect(self, address: str, port: int = 80) -> socket.socket:
+        """Return a TCP socket connected from inside to a port of `address`."""
+        return self.run(lambda: socket.create_connection((address, port), timeout=5))
 
     def __enter__(self) -> Self:
         return self

@@ -4,124 +4,39 @@
 import asyncio
 import contextlib
 import os
-import secrets
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import ExitStack, asynccontextmanager
-from ipaddress import IPv4Address, IPv4Interface
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pycri import errors
 from pycri.config import NetworkSettings
-from pycri.model.ids import PodId
-from pycri.model.network import Attachment
-from pycri.model.pod import PodMetadata, PodSpec
 from pycri.network import leases, nftables
-from pycri.network.bridge import BridgeNetwork
 from pycri.network.netlink import Netlink
-from pycri.state.database import Database
 from tests.integration.kernel.netns import Namespace, run_as_host
-
-SETTINGS = NetworkSettings(bridge="pct-br", range="10.88.0.0/24", table="pct")
-SPEC = PodSpec(metadata=PodMetadata(name="pod", uid="uid", namespace="tests"))
-DEADLINE_S = 10.0
-
-
-def new_id() -> PodId:
-    return PodId(secrets.token_hex(32))
-
-
-def links() -> set[str]:
-    return {name for _, name in socket.if_nameindex()}
-
-
-def pod_links() -> set[str]:
-    return {name for name in links() if name.startswith("pc") and name != SETTINGS.bridge}
-
-
-def addresses(interface: str) -> set[str]:
-    index = socket.if_nametoindex(interface)
-    with Netlink.open() as netlink:
-        return {str(address) for link, address in netlink.list_addresses() if link == index}
-
-
-def ruleset() -> str:
-    listed = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
-    return listed.stdout
-
-
-def nft(*arguments: str) -> None:
-    subprocess.run(["nft", *arguments], check=True)
-
-
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True)
-
-
-def add_link(name: str) -> None:
-    """Make an interface that is none of pycri's (a veth: not every kernel has the dummy)."""
-    ip("link", "add", name, "type", "veth", "peer", "name", "far-end")
-
-
-def address_of(attachment: Attachment) -> str:
-    return attachment.addresses[0]
-
-
-def host_end(attachment: Attachment) -> str:
-    return attachment.interfaces[0].host_interface
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def network(
-    folder: Path, settings: NetworkSettings = SETTINGS, *, start: bool = True
-) -> AsyncIterator[BridgeNetwork]:
-    database = await Database.open(folder / "pycri.db")
-    bridge = BridgeNetwork(settings, database)
-    try:
-        if start:
-            await bridge.start()
-        yield bridge
-    finally:
-        await bridge.close()
-        await database.close()
-
-
-async def attach(bridge: BridgeNetwork, pod: Namespace, pod_id: PodId | None = None) -> Attachment:
-    return await bridge.attach(pod_id or new_id(), SPEC, pod.path, pod.netlink_fd)
-
-
-def as_host(body: Callable[[Path], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
-    """Make a coroutine a test that runs in a host of its own."""
-
-    def test(tmp_path: Path) -> None:
-        run_as_host(lambda: body(tmp_path))
-
-    test.__name__, test.__doc__ = body.__name__, body.__doc__
-    return test
-
-
-def exchange(listener: socket.socket, connect: Callable[[], socket.socket]) -> str:
-    """Connect to `listener`, pass a line each way, return the address the listener saw."""
-    with connect() as client:
-        server, (peer, _) = listener.accept()
-        with server:
-            client.sendall(b"ping")
-            assert server.recv(4) == b"ping"
-            server.sendall(b"pong")
-            assert client.recv(4) == b"pong"
-    return str(peer)
+from tests.integration.kernel.networks import (
+    SETTINGS,
+    SPEC,
+    add_link,
+    address_of,
+    addresses,
+    as_host,
+    attach,
+    exchange,
+    host_end,
+    ip,
+    links,
+    network,
+    new_id,
+    nft,
+    outside,
+    pod_links,
+    ruleset,
+    until,
+)
 
 
 @as_host
@@ -161,17 +76,10 @@ async def test_the_first_packets_after_an_attachment_are_not_lost(folder: Path) 
 
 @as_host
 async def test_the_outside_sees_the_hosts_address(folder: Path) -> None:
-    with Namespace() as outside, Namespace() as pod:
-        ip("link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", outside.path)
-        ip("address", "add", "192.0.2.1/24", "dev", "up0")
-        ip("link", "set", "up0", "up")
-        with Netlink.borrow(outside.netlink_fd) as netlink:
-            netlink.configure_pod(IPv4Interface("192.0.2.2/24"), IPv4Address("192.0.2.1"))
-        with Netlink.open() as netlink:
-            netlink.wait_running("up0")
-        async with network(folder) as bridge:
+    with Namespace() as pod:
+        async with outside() as other, network(folder) as bridge:
             await attach(bridge, pod)
-            with outside.listen("192.0.2.2") as listener:
+            with other.listen("192.0.2.2") as listener:
                 assert exchange(listener, lambda: pod.connect("192.0.2.2")) == "192.0.2.1"
 
 
@@ -184,7 +92,7 @@ async def test_what_is_in_the_pod_is_what_was_asked(folder: Path) -> None:
             shown = pod.run(lambda: subprocess.check_output(["ip", "-4", "address"], text=True))
             routes = pod.run(lambda: subprocess.check_output(["ip", "route"], text=True))
             link = pod.run(lambda: subprocess.check_output(["ip", "link"], text=True))
-            with Netlink.open() as netlink:
+            with Netlink.open_route() as netlink:
                 ends = [netlink.read_link(n) for n in (settings.bridge, host_end(attachment))]
     assert "inet 10.88.0.2/24 brd 10.88.0.255 scope global eth0" in shown
     assert "inet 127.0.0.1/8" in shown
@@ -306,14 +214,14 @@ async def test_a_new_pod_cidr_is_for_new_pods_and_outlives_a_restart(folder: Pat
             await bridge.set_pod_cidr("10.99.1.0/24,fd00::/64")
             new = await attach(bridge, pod)
             assert address_of(new) == "10.99.1.2"
-            assert addresses(SETTINGS.bridge) == {"10.88.0.1/24", "10.99.1.1/24"}
+            assert addresses(SETTINGS.bridge) == {"10.88.0.1/24", "10.99.1.1/24", "fd00::1/64"}
             with old_pod.listen(address_of(old)) as listener:
                 assert exchange(listener, lambda: pod.connect(address_of(old))) == address_of(new)
             old_pod.close()
             await bridge.detach(old_id)
             await until(lambda: not bridge.releasing(), "the old address free")
         async with network(folder) as bridge:
-            assert addresses(SETTINGS.bridge) == {"10.99.1.1/24"}
+            assert addresses(SETTINGS.bridge) == {"10.99.1.1/24", "fd00::1/64"}
             assert "10.88" not in ruleset()
             assert address_of(await attach(bridge, later)) == "10.99.1.3"
 
@@ -329,7 +237,6 @@ async def test_a_bad_pod_cidr_is_refused_and_changes_nothing(folder: Path) -> No
             for cidr, reason in (
                 ("192.0.2.128/25", r"overlaps with 192\.0\.2\.1/24 of interface lan"),
                 ("10.88.0.1/31", "host bits"),
-                ("fd00::/64", "no IPv4 range"),
                 ("10.88.0.0/8", "host bits"),
             ):
                 with pytest.raises(errors.InvalidRequest, match=reason):
@@ -395,14 +302,14 @@ def test_a_host_without_nft_has_a_problem_that_names_it(
 @as_host
 async def test_a_script_that_nft_refuses_is_told_with_its_words(folder: Path) -> None:
     with pytest.raises(errors.Unavailable, match="syntax error"):
-        await nftables.remove_table("no such/table")
+        nftables.run_nft("no such/table")
 
 
 @as_host
 async def test_other_tables_are_left_alone(folder: Path) -> None:
     nft("add", "table", "ip", "theirs")
     async with network(folder) as bridge:
-        assert "table ip pct {" in ruleset()
+        assert "table inet pct {" in ruleset()
         await bridge.remove()
         assert ruleset().split() == ["table", "ip", "theirs", "{", "}"]
 
@@ -467,3 +374,15 @@ def test_descriptors_are_borrowed_and_none_is_kept(tmp_path: Path) -> None:
                 os.fstat(pod.netlink_fd)
 
     run_as_host(body)
+
+
+@as_host
+async def test_what_is_freed_after_a_removal_brings_no_table_back(folder: Path) -> None:
+    pod_id = new_id()
+    async with network(folder) as bridge:
+        with Namespace() as pod:
+            await attach(bridge, pod, pod_id)
+            await bridge.detach(pod_id)
+            await bridge.remove()
+        await until(lambda: not bridge.releasing(), "the address free")
+        assert ruleset() == ""

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from pycri.network.netlink import Netlink
+from pycri.network.netlink import _RTM_GETLINK as RTM_GETLINK
+from pycri.network.netlink import Netlink, _link
+from pycri.network.sockets import Request
 from tests.integration.kernel.netns import Namespace
 
 MAC = "0a:58:0a:58:00:02"
@@ -19,18 +20,18 @@ MAC = "0a:58:0a:58:00:02"
 @contextmanager
 def opened() -> Iterator[tuple[Namespace, Netlink]]:
     """Yield a namespace that plays the host, and a socket in it."""
-    with Namespace() as host, Netlink.borrow(host.netlink_fd) as netlink:
+    with Namespace() as host, Netlink.borrow_route(host.netlink_fd) as netlink:
         yield host, netlink
 
 
 def test_a_refusal_is_an_oserror_with_the_kernels_own_words() -> None:
     with opened() as (_, netlink):
-        netlink.create_bridge("br", mac=MAC, mtu=1500)
+        netlink.create_bridge("br", mac_address=MAC, mtu=1500)
         with pytest.raises(OSError, match="mtu greater than device maximum") as caught:
             netlink.set_up("br", mtu=1_000_000)
         assert caught.value.errno == errno.EINVAL
         with pytest.raises(FileExistsError):
-            netlink.create_bridge("br", mac=MAC, mtu=1500)
+            netlink.create_bridge("br", mac_address=MAC, mtu=1500)
         netlink.delete_link("br")
         for call in (netlink.read_link, netlink.delete_link, netlink.wait_running):
             with pytest.raises(OSError, match="No such device") as caught:
@@ -41,49 +42,46 @@ def test_a_refusal_is_an_oserror_with_the_kernels_own_words() -> None:
 def test_the_first_refusal_of_a_packet_is_the_one_that_is_raised() -> None:
     """The kernel goes on after a refused request; what follows fails of its consequences."""
     with opened() as (host, netlink), Namespace() as pod:
-        netlink.create_bridge("br", mac=MAC, mtu=1500)
+        netlink.create_bridge("br", mac_address=MAC, mtu=1500)
         master = netlink.read_link("br").index
-        netlink.create_veth("v", master=master, netns_fd=pod.fd, mac=MAC, mtu=1500)
-        with Netlink.borrow(pod.netlink_fd) as inside:
+        netlink.create_veth("v", master=master, netns_fd=pod.fd, mac_address=MAC, mtu=1500)
+        with Netlink.borrow_route(pod.netlink_fd) as inside:
             with pytest.raises(OSError, match="nvalid") as caught:
-                inside.configure_pod(IPv4Interface("10.88.0.2/24"), IPv4Address("192.0.2.1"))
+                inside.configure_pod(
+                    [IPv4Interface("10.88.0.2/24")], [IPv4Address("192.0.2.1")], MAC
+                )
             assert caught.value.errno in (errno.EINVAL, errno.ENETUNREACH)
             assert [str(address) for _, address in inside.list_addresses()] == [
                 "127.0.0.1/8",
                 "10.88.0.2/24",
+                "::1/128",
             ]
         assert host.run(lambda: {name for _, name in socket.if_nameindex()}) == {"lo", "br", "v"}
 
 
 def test_an_answer_left_over_from_an_earlier_request_is_not_taken_for_the_next() -> None:
     with opened() as (_, netlink):
-        netlink._socket.send(netlink._encoded(18, 0, _link_request("absent")))
-        netlink.create_bridge("br", mac=MAC, mtu=1400)
+        netlink._send([Request(RTM_GETLINK, _link("absent"))])
+        netlink.create_bridge("br", mac_address=MAC, mtu=1400)
         assert (netlink.read_link("br").kind, netlink.read_link("br").mtu) == ("bridge", 1400)
-
-
-def _link_request(name: str) -> object:
-    message = ifinfmsg()
-    message["attrs"] = [("IFLA_IFNAME", name)]
-    return message
 
 
 def test_a_link_whose_other_end_is_down_is_not_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pycri.network.netlink.RUNNING_TIMEOUT_S", 0.05)
     with opened() as (_, netlink), Namespace() as pod:
-        netlink.create_bridge("br", mac=MAC, mtu=1500)
+        netlink.create_bridge("br", mac_address=MAC, mtu=1500)
         master = netlink.read_link("br").index
-        netlink.create_veth("v", master=master, netns_fd=pod.fd, mac=MAC, mtu=1500)
+        netlink.create_veth("v", master=master, netns_fd=pod.fd, mac_address=MAC, mtu=1500)
         with pytest.raises(TimeoutError):
             netlink.wait_running("v")
-        with Netlink.borrow(pod.netlink_fd) as inside:
-            inside.configure_pod(IPv4Interface("10.88.0.2/24"), IPv4Address("10.88.0.1"))
+        with Netlink.borrow_route(pod.netlink_fd) as inside:
+            inside.configure_pod([IPv4Interface("10.88.0.2/24")], [IPv4Address("10.88.0.1")], MAC)
         netlink.wait_running("v")
 
 
 def test_more_addresses_than_fit_one_packet_are_all_listed() -> None:
     with opened() as (_, netlink):
-        netlink.create_bridge("br", mac=MAC, mtu=1500)
+        netlink.create_bridge("br", mac_address=MAC, mtu=1500)
         index = netlink.read_link("br").index
         expected = [IPv4Interface(f"10.{n // 256}.{n % 256}.1/24") for n in range(600)]
         for address in expected:

@@ -7,7 +7,7 @@ import pytest
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.decode.pod import decode_pod_spec
-from pycri.errors import InvalidRequest, Unsupported
+from pycri.errors import InvalidRequest
 from pycri.model.pod import DnsConfig, Protocol
 from pycri.model.security import NamespaceMode
 
@@ -181,13 +181,6 @@ INVALID: list[tuple[Change, str]] = [
     (set_userns(pb.POD, mapped=True), f"{CONTEXT}.namespace_options.userns_options.gids"),
 ]
 
-UNSUPPORTED: list[tuple[Change, str]] = [
-    (
-        merge(port_mappings=[pb.PortMapping(container_port=80, host_port=8080)]),
-        "config.port_mappings[1].host_port",
-    ),
-]
-
 
 @pytest.mark.parametrize(("change", "field"), INVALID)
 def test_a_wrong_field_is_named_by_its_path(change: Change, field: str) -> None:
@@ -196,15 +189,6 @@ def test_a_wrong_field_is_named_by_its_path(change: Change, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         decode_pod_spec(message)
     assert caught.value.field == field
-
-
-@pytest.mark.parametrize(("change", "field"), UNSUPPORTED)
-def test_what_we_cannot_do_yet_is_refused_by_name(change: Change, field: str) -> None:
-    message = request()
-    change(message)
-    with pytest.raises(Unsupported) as caught:
-        decode_pod_spec(message)
-    assert str(caught.value).startswith(f"{field}: ")
 
 
 @pytest.mark.parametrize("parent", ["kubepods-pod1.slice", "/kubepods.slice/kubepods-pod1.slice"])
