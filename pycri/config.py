@@ -143,6 +143,18 @@ class ImageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     policy: PolicySettings = PolicySettings()
 
 
+class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Metrics of the daemon itself."""
+
+    address: Annotated[
+        str,
+        Meta(
+            pattern=r"^([^:\s]+:\d+|\[[0-9a-fA-F:]+\]:\d+)?$",
+            description='Where metrics are served, "127.0.0.1:9180"; "" is nowhere. Not secured.',
+        ),
+    ] = ""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole tree. Paths not listed are derived from `state_dir` and `run_dir`."""
 
@@ -169,6 +181,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "info"
     network: NetworkSettings = NetworkSettings()
     images: ImageSettings = ImageSettings()
+    prometheus: PrometheusSettings = PrometheusSettings()
 
     @property
     def socket_path(self) -> str:

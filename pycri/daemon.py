@@ -17,6 +17,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pycri.config import ImageSettings, Settings
 from pycri.errors import Unavailable, WrongState
@@ -55,6 +56,9 @@ from pycri.runtimes import launch
 from pycri.runtimes.client import SpawnerClient
 from pycri.state.database import Database
 
+if TYPE_CHECKING:
+    from pycri.cri.calls import Watch
+
 _log = Log("daemon")
 _BLOCKING_CALLS_AT_ONCE = 32
 
@@ -76,6 +80,7 @@ class Application:
     network: PodNetwork
     spawner: SpawnerClient
     recovery: Recovery
+    catalogue: Catalogue
 
 
 def run(settings: Settings) -> None:
@@ -211,6 +216,7 @@ async def _connect(
         network=network,
         spawner=spawner,
         recovery=recovery,
+        catalogue=foundation.catalogue,
     )
 
 
@@ -232,20 +238,53 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
             app.sandboxes, app.containers, app.updates, app.execs, app.node, app
         )
         images, node = ImageService(app.images), NodeService(app.images)
-        async with serving(settings.socket_path, runtime, images, node):
-            watches = (app.recovery.watch(), app.stats.watch(), app.layers.watch())
-            watching = [asyncio.create_task(watch) for watch in watches]
-            _notify("READY=1")
-            _log.info("ready", socket=settings.socket_path, spawner=app.spawner.pid)
-            await stop.wait()
-            _notify("STOPPING=1")
-            _log.info("stopping")
-            for task in watching:
-                task.cancel()
-            app.events.close()
-            app.layers.close()
-            app.stats.close()
-            app.metrics.close()
+        with _exporting(settings.prometheus.address, app) as watch:
+            async with serving(settings.socket_path, runtime, images, node, watch=watch):
+                await _run_until(stop, app, settings)
+
+
+async def _run_until(stop: asyncio.Event, app: Application, settings: Settings) -> None:
+    """Do what is done now and then, until it is time to stop; then end what calls may wait for."""
+    watches = (app.recovery.watch(), app.stats.watch(), app.layers.watch())
+    watching = [asyncio.create_task(watch) for watch in watches]
+    _notify("READY=1")
+    _log.info("ready", socket=settings.socket_path, spawner=app.spawner.pid)
+    await stop.wait()
+    _notify("STOPPING=1")
+    _log.info("stopping")
+    for task in watching:
+        task.cancel()
+    app.events.close()
+    app.layers.close()
+    app.stats.close()
+    app.metrics.close()
+
+
+@contextlib.contextmanager
+def _exporting(address: str, app: Application) -> Iterator["Watch"]:
+    """Serve metrics for Prometheus if there is an address; yield who takes note of calls."""
+    from pycri.cri.calls import Unwatched
+
+    if not address:
+        yield Unwatched()
+        return
+    # Imported here: it costs memory, and most nodes have no use for it.
+    from pycri.exporter import Exporter, Sources
+
+    exporter = Exporter()
+    app.events.observe(exporter.observe_event)
+    sources = Sources(
+        catalogue=app.catalogue,
+        images=app.images,
+        node=app.node,
+        recovery=app.recovery,
+        event_readers=app.events.readers,
+    )
+    stop = exporter.start(address, sources)
+    try:
+        yield exporter
+    finally:
+        stop()
 
 
 async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:

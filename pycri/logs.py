@@ -29,6 +29,10 @@ class Log:
     def __init__(self, part: str) -> None:
         self._logger = logging.getLogger(f"pycri.{part}")
 
+    def shows_debug(self) -> bool:
+        """Tell whether lines at debug are written."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def debug(self, event: str, **fields: Field) -> None:
         self._write(logging.DEBUG, event, fields)
 

@@ -30,7 +30,7 @@ class ImageService(ImageServiceServicer):
     async def StreamImages(
         self, request: pb.StreamImagesRequest, context: Context
     ) -> AsyncIterator[pb.StreamImagesResponse]:
-        for chunk in chunks(self._listed(request.filter)):
+        for chunk in chunks(self._listed(request.filter), pb.Image.ByteSize):
             yield pb.StreamImagesResponse(images=chunk)
 
     def _listed(self, wanted: pb.ImageFilter) -> Iterator[pb.Image]:

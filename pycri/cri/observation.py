@@ -44,7 +44,8 @@ class ObservationService(RuntimeServiceServicer):
     async def StreamContainerStats(
         self, request: pb.StreamContainerStatsRequest, context: Context
     ) -> AsyncIterator[pb.StreamContainerStatsResponse]:
-        for chunk in chunks(await self._container_stats(request.filter)):
+        stats = await self._container_stats(request.filter)
+        for chunk in chunks(stats, pb.ContainerStats.ByteSize):
             yield pb.StreamContainerStatsResponse(container_stats=chunk)
 
     async def PodSandboxStats(
@@ -62,7 +63,8 @@ class ObservationService(RuntimeServiceServicer):
     async def StreamPodSandboxStats(
         self, request: pb.StreamPodSandboxStatsRequest, context: Context
     ) -> AsyncIterator[pb.StreamPodSandboxStatsResponse]:
-        for chunk in chunks(await self._pod_stats(request.filter)):
+        stats = await self._pod_stats(request.filter)
+        for chunk in chunks(stats, pb.PodSandboxStats.ByteSize):
             yield pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=chunk)
 
     async def ListMetricDescriptors(
@@ -79,7 +81,7 @@ class ObservationService(RuntimeServiceServicer):
     async def StreamPodSandboxMetrics(
         self, request: pb.StreamPodSandboxMetricsRequest, context: Context
     ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
-        for chunk in chunks(await self._pod_metrics()):
+        for chunk in chunks(await self._pod_metrics(), pb.PodSandboxMetrics.ByteSize):
             yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=chunk)
 
     async def GetContainerEvents(

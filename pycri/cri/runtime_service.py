@@ -17,6 +17,7 @@ from pycri.cri.decode.handlers import RUNTIME_HANDLERS
 from pycri.cri.decode.pod import decode_pod_spec
 from pycri.cri.decode.resources import decode_resources
 from pycri.cri.encode import records as encode
+from pycri.cri.encode.shown import Shown
 from pycri.cri.observation import ObservationService
 
 Context = grpc.aio.ServicerContext[object, object]
@@ -40,6 +41,14 @@ class RuntimeService(ObservationService):
         self._updates = updates
         self._execs = execs
         self._node = node
+        self._pods = Shown(encode.encode_pod)
+        self._pod_statuses = Shown(encode.encode_pod_status)
+        self._all_containers = Shown(encode.encode_container)
+        self._container_statuses = Shown(encode.encode_container_status)
+        self._containers_of_pods = Shown(
+            encode.encode_container_status,
+            field=pb.PodSandboxStatusResponse.CONTAINERS_STATUSES_FIELD_NUMBER,
+        )
 
     async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -67,37 +76,36 @@ class RuntimeService(ObservationService):
         await self._sandboxes.remove(decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id"))
         return pb.RemovePodSandboxResponse()
 
-    async def PodSandboxStatus(
+    async def PodSandboxStatus(  # type: ignore[override]  # encoded already
         self, request: pb.PodSandboxStatusRequest, context: Context
-    ) -> pb.PodSandboxStatusResponse:
+    ) -> bytes:
         pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
         record = self._sandboxes.status(pod_id)
-        containers = self._containers.of_pod(record.id)
-        return pb.PodSandboxStatusResponse(
-            status=encode.encode_pod_status(record),
+        rest = pb.PodSandboxStatusResponse(
             info=encode.encode_pod_info(record) if request.verbose else None,
-            # For a kubelet that takes events: it does not ask for each container then.
-            containers_statuses=[encode.encode_container_status(one) for one in containers],
             timestamp=time.time_ns(),
         )
+        # For a kubelet that takes events: it does not ask for each container then.
+        containers = self._containers_of_pods.all(self._containers.of_pod(record.id))
+        return b"".join((self._pod_statuses.one(record), *containers, rest.SerializeToString()))
 
-    async def ListPodSandbox(
+    async def ListPodSandbox(  # type: ignore[override]  # encoded already
         self, request: pb.ListPodSandboxRequest, context: Context
-    ) -> pb.ListPodSandboxResponse:
-        return pb.ListPodSandboxResponse(items=list(self._listed_pods(request.filter)))
+    ) -> bytes:
+        return b"".join(self._listed_pods(request.filter))
 
-    async def StreamPodSandboxes(
+    async def StreamPodSandboxes(  # type: ignore[override]  # encoded already
         self, request: pb.StreamPodSandboxesRequest, context: Context
-    ) -> AsyncIterator[pb.StreamPodSandboxesResponse]:
-        for chunk in chunks(self._listed_pods(request.filter)):
-            yield pb.StreamPodSandboxesResponse(pod_sandboxes=chunk)
+    ) -> AsyncIterator[bytes]:
+        for chunk in chunks(self._listed_pods(request.filter), len):
+            yield b"".join(chunk)
 
-    def _listed_pods(self, message: pb.PodSandboxFilter) -> Iterator[pb.PodSandbox]:
+    def _listed_pods(self, message: pb.PodSandboxFilter) -> Iterator[bytes]:
         wanted = decode.decode_pod_filter(message)
         records = self._sandboxes.list(
             id_prefix=wanted.id_prefix, state=wanted.state, labels=wanted.labels
         )
-        return map(encode.encode_pod, records)
+        return self._pods.all(records)
 
     async def CreateContainer(
         self, request: pb.CreateContainerRequest, context: Context
@@ -126,18 +134,18 @@ class RuntimeService(ObservationService):
         await self._containers.remove(decode.decode_id(request.container_id, "container_id"))
         return pb.RemoveContainerResponse()
 
-    async def ListContainers(
+    async def ListContainers(  # type: ignore[override]  # encoded already
         self, request: pb.ListContainersRequest, context: Context
-    ) -> pb.ListContainersResponse:
-        return pb.ListContainersResponse(containers=list(self._listed_containers(request.filter)))
+    ) -> bytes:
+        return b"".join(self._listed_containers(request.filter))
 
-    async def StreamContainers(
+    async def StreamContainers(  # type: ignore[override]  # encoded already
         self, request: pb.StreamContainersRequest, context: Context
-    ) -> AsyncIterator[pb.StreamContainersResponse]:
-        for chunk in chunks(self._listed_containers(request.filter)):
-            yield pb.StreamContainersResponse(containers=chunk)
+    ) -> AsyncIterator[bytes]:
+        for chunk in chunks(self._listed_containers(request.filter), len):
+            yield b"".join(chunk)
 
-    def _listed_containers(self, message: pb.ContainerFilter) -> Iterator[pb.Container]:
+    def _listed_containers(self, message: pb.ContainerFilter) -> Iterator[bytes]:
         wanted = decode.decode_container_filter(message)
         records = self._containers.list(
             id_prefix=wanted.id_prefix,
@@ -145,17 +153,18 @@ class RuntimeService(ObservationService):
             state=wanted.state,
             labels=wanted.labels,
         )
-        return map(encode.encode_container, records)
+        return self._all_containers.all(records)
 
-    async def ContainerStatus(
+    async def ContainerStatus(  # type: ignore[override]  # encoded already
         self, request: pb.ContainerStatusRequest, context: Context
-    ) -> pb.ContainerStatusResponse:
+    ) -> bytes:
         container_id = decode.decode_id(request.container_id, "container_id")
         record = self._containers.status(container_id)
-        return pb.ContainerStatusResponse(
-            status=encode.encode_container_status(record),
-            info=encode.encode_container_info(record) if request.verbose else None,
-        )
+        status = self._container_statuses.one(record)
+        if not request.verbose:
+            return status
+        info = encode.encode_container_info(record)
+        return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
     async def UpdateContainerResources(
         self, request: pb.UpdateContainerResourcesRequest, context: Context

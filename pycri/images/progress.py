@@ -40,15 +40,31 @@ class Transfers:
 
     def __init__(self) -> None:
         self._received: dict[Digest, int] = {}
+        self.total_bytes = 0
+        """What has come of all blobs since the start."""
 
     @contextmanager
     def counting(self, source: BlobSource, diff_id: Digest) -> "Iterator[BlobSource]":
         """Give a source that counts what passes as this layer's, until the block ends."""
         self._received[diff_id] = 0
         try:
-            yield _Counted(source, diff_id, self._received)
+            yield _Counted(source, diff_id, self)
         finally:
             del self._received[diff_id]
+
+    def begin(self, diff_id: Digest) -> None:
+        """Count a layer's blob from its first byte."""
+        self._received[diff_id] = 0
+
+    def add(self, diff_id: Digest, size: int) -> None:
+        """Count bytes that have come."""
+        self._received[diff_id] += size
+        self.total_bytes += size
+
+    @property
+    def under_way(self) -> int:
+        """How many layers are being fetched."""
+        return len(self._received)
 
     def received_bytes(self, diff_id: Digest) -> int | None:
         """Return what has come of a layer's blob; None of one that nobody fetches."""
@@ -56,16 +72,16 @@ class Transfers:
 
 
 class _Counted:
-    def __init__(self, source: BlobSource, diff_id: Digest, received: dict[Digest, int]) -> None:
+    def __init__(self, source: BlobSource, diff_id: Digest, transfers: Transfers) -> None:
         self._source = source
         self._diff_id = diff_id
-        self._received = received
+        self._transfers = transfers
 
     async def blob(self, descriptor: Descriptor) -> AsyncIterator[bytes]:
-        self._received[self._diff_id] = 0
+        self._transfers.begin(self._diff_id)
         async with aclosing(self._source.blob(descriptor)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                self._received[self._diff_id] += len(piece)
+                self._transfers.add(self._diff_id, len(piece))
                 yield piece
 
 

@@ -41,7 +41,7 @@ from pycri.images.manifest import (
     suits,
 )
 from pycri.images.names import ImageNames
-from pycri.images.progress import LayerProgress, PullProgress
+from pycri.images.progress import LayerProgress, PullProgress, Transfers
 from pycri.images.reference import FIELD_DEFAULTS, NameDefaults, Reference, parse_reference
 from pycri.images.registry import RegistryClient
 from pycri.images.sinks import open_folder, open_tar
@@ -138,6 +138,11 @@ class ImageStore:
         """
         topmost_first = dict.fromkeys(reversed(layers))
         return tuple(str(self._layers.path(layer)) for layer in topmost_first)
+
+    @property
+    def transfers(self) -> Transfers:
+        """The layers being fetched."""
+        return self._layers.transfers
 
     def usage(self) -> FilesystemUsage:
         """Return what the images take on disk, from memory."""

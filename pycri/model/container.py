@@ -132,7 +132,7 @@ class VolumeImage(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Digest, ...]
 
 
-class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True):
+class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """All that is known of one container.
 
     image_id: what the status shows as image_ref and image_id.

@@ -92,7 +92,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     duration_ns: int
 
 
-class PodRecord(msgspec.Struct, frozen=True, kw_only=True):
+class PodRecord(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """All that is known of one pod sandbox."""
 
     id: PodId

@@ -9,7 +9,7 @@ kubelet that reconnects, or that was faster to ask for them than the daemon to s
 import asyncio
 import collections
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -58,6 +58,7 @@ class Events:
 
     def __init__(self) -> None:
         self._readers: set[_Reader] = set()
+        self._observers: list[Callable[[Event], None]] = []
         self._kept: collections.deque[Event] = collections.deque(maxlen=MOST_UNREAD // 2)
         self._last_ns = 0
         self._closed = False
@@ -66,12 +67,18 @@ class Events:
         """Hand an event to every reader; never waits. Its timestamp is set here."""
         self._last_ns = max(time.time_ns(), self._last_ns + 1)
         event = msgspec.structs.replace(event, timestamp_ns=self._last_ns)
+        for observe in self._observers:
+            observe(event)
         if not self._readers:
             self._kept.append(event)
         for reader in tuple(self._readers):
             reader.put(event)
             if reader.fell_behind:
                 self._readers.discard(reader)
+
+    def observe(self, observer: Callable[[Event], None]) -> None:
+        """Have a part of the daemon called with every event; it must not raise."""
+        self._observers.append(observer)
 
     @contextmanager
     def reading(self) -> Iterator[AsyncGenerator[Event, None]]:
@@ -87,6 +94,10 @@ class Events:
             yield reader.events()
         finally:
             self._readers.discard(reader)
+
+    def readers(self) -> int:
+        """Return how many read."""
+        return len(self._readers)
 
     def close(self) -> None:
         """End all readers once they have read what there is."""

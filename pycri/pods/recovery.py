@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections import Counter
 
 from pycri.errors import NotFound, Unavailable
 from pycri.kernel.process import read_boot_id
@@ -54,6 +55,8 @@ class Recovery:
         self._exits = foundation.exits
         self._running: set[asyncio.Task[None]] = set()
         self._endings = endings
+        self.findings: Counter[str] = Counter()
+        """How often what was found not to agree, since the daemon's start."""
         self._network = network
 
     async def recover(self, database: Database) -> None:
@@ -97,7 +100,7 @@ class Recovery:
         known |= {TaskId(pod.id) for pod in self._catalogue.pods()}
         for task_id, task in tasks.items():
             if task_id not in known:
-                _log.warning("task without a record", task=task_id)
+                self._find("task without a record", task=task_id)
                 if task.exit_code is None:
                     await self._spawner.signal(task_id, signal.SIGKILL)
                 await self._spawner.forget(task_id)
@@ -114,13 +117,17 @@ class Recovery:
         known = {*pods, *(container.id for container in self._catalogue.containers())}
         for name in names:
             if name not in known:
-                _log.warning("folder without a record", id=name)
+                self._find("folder without a record", id=name)
                 await asyncio.to_thread(self._remove_folders, name)
         for name in groups:
             if name not in known:
-                _log.warning("cgroup without a record", id=name)
+                self._find("cgroup without a record", id=name)
                 await asyncio.to_thread(self._remove_group, f"{self._cgroup_parent}/{name}")
         await self._network.reconcile(pods)
+
+    def _find(self, finding: str, **fields: str) -> None:
+        _log.warning(finding, **fields)
+        self.findings[finding] += 1
 
     async def _end(self, record: ExitRecord) -> None:
         try:
@@ -152,7 +159,7 @@ class Recovery:
         for container in list(self._catalogue.containers()):
             unmade = container.state is ContainerState.CREATED
             if unmade and not self._layout.has_container(container.id):
-                _log.info("container was never made", container=container.id)
+                self._find("container was never made", container=container.id)
                 await self._catalogue.remove_container(container.id)
 
     def _end_leftover_execs(self) -> None:
@@ -168,7 +175,7 @@ class Recovery:
         elif container.state is not ContainerState.RUNNING:
             return
         if task is None:
-            _log.warning("container is gone", container=container.id)
+            self._find("container is gone", container=container.id)
             await self._endings.finish(_ended(container.id, -1, time.time_ns()))
         elif task.exit_code is not None:
             finished_ns = task.finished_ns or time.time_ns()
@@ -179,7 +186,7 @@ class Recovery:
             # The start may just have been recorded by the call that made it.
             if self._catalogue.container(container.id).state is not ContainerState.CREATED:
                 return
-            _log.info("start was not recorded", container=container.id)
+            self._find("start was not recorded", container=container.id)
             await self._catalogue.change_container(
                 container.id,
                 lambda old: with_facts(
@@ -193,7 +200,7 @@ class Recovery:
     async def _finish_pods(self) -> None:
         for pod in list(self._catalogue.pods()):
             if pod.ready_ns is None:
-                _log.info("pod was never ready", pod=pod.id)
+                self._find("pod was never ready", pod=pod.id)
                 await self._sandboxes.remove(pod.id)
             elif pod.stopped_ns is not None:
                 await self._sandboxes.stop(pod.id)

@@ -2,18 +2,30 @@
 """Where the milliseconds of a call went: named stages, kept in the record of pod or container."""
 
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar, Final
 
 from pycri.model.pod import Stage
 from pycri.wire.messages import StageMark
 
+CHILD: Final = "child"
+"""Where a call is between its own stages: the spawner's child works, and tells its own later."""
+
 
 class Timeline:
-    """Collects the stages of one call; `name` comes first in each of theirs."""
+    """Collects the stages of one call; `name` comes first in each of theirs.
+
+    under_way: those of calls that have not come to their end, nor failed.
+    """
+
+    under_way: ClassVar["weakref.WeakSet[Timeline]"] = weakref.WeakSet()
 
     def __init__(self, name: str) -> None:
+        Timeline.under_way.add(self)
         self._name = name
+        self.stage_now = CHILD
         self._stages: list[Stage] = []
         self._start_ns = time.time_ns()
         self._start_monotonic_ns = time.monotonic_ns()
@@ -22,10 +34,22 @@ class Timeline:
     def stage(self, name: str) -> Iterator[None]:
         """Time a block."""
         before_ns = time.monotonic_ns()
+        self.stage_now = name
         try:
             yield
         finally:
+            self.stage_now = CHILD
             self._add(name, before_ns, time.monotonic_ns())
+
+    @classmethod
+    def stalled(cls, seconds: float) -> list[tuple[str, str]]:
+        """Return call and stage of those that have not ended `seconds` after their begin."""
+        since_ns = time.monotonic_ns() - int(seconds * 1e9)
+        return [
+            (timeline._name, timeline.stage_now)
+            for timeline in list(cls.under_way)
+            if timeline._start_monotonic_ns < since_ns
+        ]
 
     def add_marks(self, since_ns: int, marks: tuple[StageMark, ...]) -> None:
         """Add the stages a child reported: each lasted from the one before it."""
@@ -34,7 +58,8 @@ class Timeline:
             since_ns = max(since_ns, mark.at_ns)
 
     def stages(self) -> tuple[Stage, ...]:
-        """Return the whole call and its stages so far, in order of their starts."""
+        """Return the whole call, which has come to its end, and its stages in order."""
+        Timeline.under_way.discard(self)
         now_ns = time.monotonic_ns()
         whole = Stage(
             name=self._name,
