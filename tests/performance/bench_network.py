@@ -4,12 +4,14 @@
 All runtimes run at once on folders, groups and networks of their own, and take turns. containerd,
 and pycri with CNI, run Debian's plugins: bridge with host-local addresses, and portmap.
 
-    rounds        a pod on the host's network, one on its own; the network's part is the difference
+    rounds        a pod on the host's network, one on its own, one with a host port; the network's
+                  part is the difference
     bursts        BURST pods asked for at once, one runtime after the other
     throughput    iperf3 between two pods of the built-in network, and over a bare veth pair
 """
 
 import contextlib
+import itertools
 import os
 import platform
 import shutil
@@ -22,10 +24,11 @@ from pathlib import Path
 import click
 import msgspec
 
+from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.performance import bench, containerd, network_report, throughput
 from tests.performance.client import Client
 from tests.performance.contestants import Contestant, start_pycri
-from tests.performance.network_report import HOST, OWN
+from tests.performance.network_report import HOST, OWN, PORT
 from tests.world import leaks, session
 from tests.world.cni import CniFolders
 from tests.world.images import Images
@@ -38,6 +41,7 @@ SECONDS = 5
 """Of one measurement of throughput."""
 
 _PORTMAP: containerd.Plugin = {"type": "portmap", "capabilities": {"portMappings": True}}
+_ports = itertools.count(20000)
 
 
 @click.command()
@@ -128,7 +132,7 @@ def _measure_pods(
         for client in clients:
             _live(client)
     for result, client in zip(measured, clients, strict=True):
-        result.runs = {kind: client.times[kind] for kind in (HOST, OWN)}
+        result.runs = {kind: client.times[kind] for kind in (HOST, OWN, PORT)}
     for _ in range(BURSTS):
         for result, client in zip(measured, clients, strict=True):
             _say(f"{result.name}: {burst} pods at once")
@@ -141,6 +145,8 @@ def _live(client: Client) -> None:
     """Run and remove a pod of each kind."""
     client.remove_pod(client.run_pod(host_network=True, name=HOST))
     client.remove_pod(client.run_pod(name=OWN))
+    port = cri.PortMapping(container_port=80, host_port=next(_ports))
+    client.remove_pod(client.run_pod(port=port, name=PORT))
 
 
 def _measure_throughput(

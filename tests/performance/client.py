@@ -97,9 +97,16 @@ class Client:
         self._timed("RemoveContainer", self._runtime.RemoveContainer, removal)
         self.remove_pod(pod)
 
-    def run_pod(self, *, host_network: bool = False, name: str = "RunPodSandbox") -> str:
+    def run_pod(
+        self,
+        *,
+        host_network: bool = False,
+        port: cri.PortMapping | None = None,
+        name: str = "RunPodSandbox",
+    ) -> str:
         """Run a pod and return its id. name: of the sample."""
         request = self._pod_request(host_network=host_network)
+        request.config.port_mappings.extend([port] if port else [])
         pod = self._timed(name, self._runtime.RunPodSandbox, request).pod_sandbox_id
         self._configs[pod] = request.config
         return pod

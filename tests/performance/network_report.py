@@ -7,7 +7,7 @@ import msgspec
 
 from tests.performance.report import percentile_95, render_table
 
-HOST, OWN = "on the host's network", "on its own network"
+HOST, OWN, PORT = "on the host's network", "on its own network", "with a host port"
 """Kinds of pods."""
 
 
