@@ -5,13 +5,13 @@ Source: CNI CONVENTIONS.md; the names in CNI_ARGS are those that containerd and 
 """
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Final
 
 from pycri.errors import InvalidRequest
 from pycri.model.ids import PodId
 from pycri.model.pod import PodSpec
-from pycri.network.annotations import parse_bandwidth
+from pycri.model.ranges import Network
+from pycri.network.annotations import parse_addresses, parse_bandwidth, parse_mac
 from pycri.network.cni.conflist import Json
 
 UNLIMITED_BURST_BITS: Final = 2**32 - 1
@@ -19,7 +19,7 @@ UNLIMITED_BURST_BITS: Final = 2**32 - 1
 
 NETWORKS: Final = "network.pycri/networks"
 """An annotation: "storage, backup", further networks of the folder by their names."""
-MAIN_ONLY: Final = frozenset({"portMappings", "bandwidth", "ipRanges"})
+MAIN_ONLY: Final = frozenset({"portMappings", "bandwidth", "ipRanges", "mac", "ips"})
 """Capabilities of the pod's main network; its other networks do not get these arguments."""
 
 
@@ -49,7 +49,7 @@ def list_arguments(pod_id: PodId, spec: PodSpec) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def make_capability_arguments(spec: PodSpec, ranges: Sequence[IPv4Network | IPv6Network]) -> Json:
+def make_capability_arguments(spec: PodSpec, ranges: Sequence[Network]) -> Json:
     """Return the arguments by capability; what the pod does not ask for is left out.
 
     ranges: of pod addresses, as UpdateRuntimeConfig said last. Raises: InvalidRequest.
@@ -76,6 +76,8 @@ def make_capability_arguments(spec: PodSpec, ranges: Sequence[IPv4Network | IPv6
         "ipRanges": [[{"subnet": str(network)}] for network in ranges],
         "cgroupPath": spec.cgroup_parent,
         "aliases": [spec.metadata.name],
+        "mac": parse_mac(spec.annotations),
+        "ips": [str(address) for address in parse_addresses(spec.annotations)],
         "io.kubernetes.cri.pod-annotations": spec.annotations,
     }
     return {name: value for name, value in arguments.items() if value}

@@ -13,7 +13,6 @@ goes on, also without the pod's record.
 import asyncio
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 import msgspec
@@ -24,7 +23,10 @@ from pycri.logs import Log
 from pycri.model.ids import PodId
 from pycri.model.network import Attachment, Interface
 from pycri.model.pod import PodSpec
+from pycri.model.ranges import Network as AddressRange
+from pycri.model.ranges import render_ranges
 from pycri.network.annotations import field_of
+from pycri.network.bridge import POD_CIDR_KEY, parse_pod_cidr
 from pycri.network.cni import attachments
 from pycri.network.cni.arguments import (
     MAIN_ONLY,
@@ -44,8 +46,6 @@ from pycri.network.netlink import Netlink
 from pycri.state.database import Database
 from pycri.state.records import load_meta, save_meta
 
-POD_CIDR_FIELD: Final = "runtime_config.network_config.pod_cidr"
-POD_CIDR_KEY: Final = "pod_cidr"
 STATUS_INTERVAL_S: Final = 5.0
 """How often plugins are asked for their status, at most: as often as the kubelet asks us."""
 FREE_AT_ONCE: Final = 4
@@ -114,7 +114,7 @@ class CniNetwork:
     async def set_pod_cidr(self, cidr: str) -> None:
         """Offer `cidr` to plugins that take ranges (the capability ipRanges), from now on."""
         if cidr:
-            text = ",".join(str(network) for network in _parse_ranges(cidr))
+            text = render_ranges(parse_pod_cidr(cidr))
             await self._database.transact(lambda c: save_meta(c, POD_CIDR_KEY, text))
 
     async def attach(
@@ -123,7 +123,9 @@ class CniNetwork:
         """Run ADD for each of the pod's networks, one after the other."""
         networks = choose_networks(await self.folder.read(), spec, self.folder.path)
         ranges = await self._database.transact(lambda c: load_meta(c, POD_CIDR_KEY))
-        planned = _plan(pod_id, spec, netns_path, networks, _parse_ranges(ranges or ""))
+        planned = _plan(
+            pod_id, spec, netns_path, networks, parse_pod_cidr(ranges) if ranges else ()
+        )
         for network in networks:  # one that cannot be run is not to be undone either
             if missing := await asyncio.to_thread(self._operations.find_missing, network):
                 raise errors.Unavailable(missing)
@@ -305,7 +307,7 @@ def _plan(
     spec: PodSpec,
     netns_path: str,
     networks: Sequence[Network],
-    ranges: Sequence[IPv4Network | IPv6Network],
+    ranges: Sequence[AddressRange],
 ) -> list[CniAttachment]:
     """Return what is to be attached."""
     arguments = list_arguments(pod_id, spec)
@@ -332,13 +334,6 @@ def _absence(folder: Folder, path: str) -> str:
     if folder.faults:
         return f"{path}/{folder.faults[0]}"
     return f"cni plugin not initialized: no network configuration in {path}"
-
-
-def _parse_ranges(cidr: str) -> list[IPv4Network | IPv6Network]:
-    try:
-        return [ip_network(part.strip()) for part in cidr.split(",") if part.strip()]
-    except ValueError as error:
-        raise errors.InvalidRequest(POD_CIDR_FIELD, str(error)) from error
 
 
 def _bring_loopback_up(netlink_fd: int) -> None:

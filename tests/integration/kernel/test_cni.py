@@ -18,7 +18,7 @@ from pycri import errors
 from pycri.model.ids import PodId
 from pycri.model.network import Attachment
 from pycri.model.pod import PodMetadata, PodSpec, PortMapping, Protocol
-from pycri.network.annotations import EGRESS, INGRESS
+from pycri.network.annotations import ADDRESSES, EGRESS, INGRESS, MAC
 from pycri.network.cni.arguments import NETWORKS
 from pycri.network.cni.network import CniNetwork
 from pycri.state.database import Database
@@ -79,6 +79,7 @@ def write_bridge(
     file: str = "10-pods.conflist",
     subnets: tuple[str, ...] = ("10.77.1.0/24",),
     version: str = "1.0.0",
+    capabilities: dict[str, bool] | None = None,
 ) -> Path:
     """Write a conflist of the bridge plugin; return the folder of the addresses in use."""
     ipam = {
@@ -93,6 +94,7 @@ def write_bridge(
         "isGateway": True,
         "hairpinMode": True,
         "ipam": ipam,
+        "capabilities": capabilities or {},
     }
     folders.write(file, {"cniVersion": version, "name": name, "plugins": [bridge, *chain]})
     return folders.folder / "addresses" / name
@@ -222,6 +224,19 @@ async def test_bandwidth_is_limited_as_the_annotations_say(folders: CniFolders) 
             assert "rate 1073Mbit" in run("tc", "qdisc", "show").replace("1073741Kbit", "1073Mbit")
             await cni.detach(pod_id)
             assert "rate" not in run("tc", "qdisc", "show")
+
+
+@as_host
+async def test_a_pod_may_ask_for_an_address_and_a_mac(folders: CniFolders) -> None:
+    write_bridge(folders, capabilities={"ips": True, "mac": True})
+    with Namespace() as pod:
+        async with network(folders) as cni:
+            pod_id = new_id()
+            wish = {ADDRESSES: "10.77.1.50", MAC: "02:00:00:00:00:50"}
+            (interface,) = (await attach(cni, pod, pod_id, annotations=wish)).interfaces
+            assert interface.addresses == ("10.77.1.50/24",)
+            assert interface.mac == "02:00:00:00:00:50"
+            await cni.detach(pod_id)
 
 
 @as_host

@@ -15,6 +15,12 @@ from pycri.network.cni.arguments import (
 
 SPEC = PodSpec(metadata=PodMetadata(name="web", uid="u", namespace="shop"))
 
+ANNOTATIONS = {
+    "kubernetes.io/egress-bandwidth": "1Ki",
+    "network.pycri/mac": "02:00:00:00:00:50",
+    "network.pycri/addresses": "10.5.0.9, fd05::9",
+}
+
 
 def test_plugins_are_told_the_pods_names() -> None:
     assert dict(list_arguments(PodId("abc"), SPEC)) == {
@@ -46,7 +52,7 @@ def test_every_wish_has_its_capability() -> None:
             PortMapping(container_port=53, host_port=53, protocol=Protocol.UDP, host_ip="::1"),
             PortMapping(container_port=90),
         ),
-        annotations={"kubernetes.io/egress-bandwidth": "1Ki"},
+        annotations=ANNOTATIONS,
         cgroup_parent="/kubepods/pod1",
     )
     assert make_capability_arguments(spec, [ip_network("10.5.0.0/16")]) == {
@@ -59,7 +65,9 @@ def test_every_wish_has_its_capability() -> None:
         "ipRanges": [[{"subnet": "10.5.0.0/16"}]],
         "cgroupPath": "/kubepods/pod1",
         "aliases": ["web"],
-        "io.kubernetes.cri.pod-annotations": {"kubernetes.io/egress-bandwidth": "1Ki"},
+        "mac": "02:00:00:00:00:50",
+        "ips": ["10.5.0.9", "fd05::9"],
+        "io.kubernetes.cri.pod-annotations": ANNOTATIONS,
     }
 
 
