@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 import msgspec
+from yarl import URL
 
 from pycri.errors import CorruptImage, Denied, NotFound, PycriError, RegistryUnavailable
 from pycri.images.authorization import (
@@ -42,6 +43,7 @@ _TOKEN_LIMIT: Final = 1024 * 1024
 _COMPLAINT_LIMIT: Final = 64 * 1024
 _WORTH_IT: Final = 64 * 1024
 """Bytes that a connection must bring, or it counts as one that brought nothing."""
+_MOST_CHALLENGES: Final = 2
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
 
 _log = Log("images")
@@ -76,7 +78,7 @@ class Endpoint:
         self._reference = reference
         self._find_credentials = find_credentials
         self._credentials = Credentials()
-        self._authorization = ""
+        self._authorizations: dict[URL, str] = {}
         self._authorizing = asyncio.Lock()
 
     async def manifest(self, target: str) -> Document:
@@ -167,40 +169,48 @@ class Endpoint:
             tries += 1
 
     async def _authorized(self, method: str, url: str, headers: dict[str, str]) -> Response:
-        used = self._authorization
-        response = await self._link.send(method, url, headers, used)
-        # What it redirected to may ask for what it likes: our credentials are not for it.
-        if response.status != 401 or not self._link.is_host(response.url):
-            return response
-        asked = response.headers.getall("WWW-Authenticate", [])
-        response.release()
-        async with self._authorizing:
-            # Another layer's request may have been told the same, and have a new token by now.
-            if self._authorization == used:
-                self._authorization = await self._authorize(asked)
-        return await self._link.send(method, url, headers, self._authorization)
+        answered: set[URL] = set()
+        while True:
+            used = dict(self._authorizations)
+            response = await self._link.send(method, url, headers, used)
+            origin = response.url.origin()
+            # The host itself, and one that it redirects to, have one answer each.
+            if response.status != 401 or origin in answered or len(answered) == _MOST_CHALLENGES:
+                return response
+            answered.add(origin)
+            asked = response.headers.getall("WWW-Authenticate", [])
+            response.release()
+            async with self._authorizing:
+                # Another layer's request may have been told the same, and have a new token by now.
+                if self._authorizations.get(origin) == used.get(origin):
+                    self._authorizations[origin] = await self._authorize(asked, origin)
 
-    async def _authorize(self, asked: list[str]) -> str:
-        """Return a new Authorization header that answers one of the challenges."""
-        if not self._credentials.source:
+    async def _authorize(self, asked: list[str], origin: URL) -> str:
+        """Return a new Authorization header that answers one of the challenges of an origin.
+
+        What the host redirects to may ask for what it likes: our credentials are not for it, and
+        it is answered as by anyone.
+        """
+        own = self._link.is_host(origin)
+        if own and not self._credentials.source:
             self._credentials = await self._find_credentials()
-        auth = self._credentials.auth
+        credentials = self._credentials if own else Credentials()
+        auth = credentials.auth
         token = f"Bearer {auth.registry_token}" if auth.registry_token else ""
         for challenge in parse_challenges(asked):
-            if challenge.scheme == "bearer" and token and token != self._authorization:
+            if challenge.scheme == "bearer" and token and token != self._authorizations.get(origin):
                 return token
             if challenge.scheme == "bearer" and not token:
                 request = plan_token_request(challenge, auth, self.host, self._reference.path)
-                return "Bearer " + await self._fetch_token(request)
+                return "Bearer " + await self._fetch_token(request, credentials)
             if challenge.scheme == "basic" and auth.username:
                 return basic_header(auth)
-        given = self._credentials.source
         raise Denied(
-            f"{self.host.url} asks for credentials for {self._reference}; "
-            + (f"{self._credentials} does not fit" if given else "none were given")
+            f"{origin} asks for credentials for {self._reference}; "
+            + (f"{credentials} does not fit" if credentials.source else "none were given")
         )
 
-    async def _fetch_token(self, request: TokenRequest) -> str:
+    async def _fetch_token(self, request: TokenRequest, credentials: Credentials) -> str:
         response = await self._patiently(
             lambda: self._link.ask(request.url, request.authorization, request.form)
         )
@@ -209,7 +219,7 @@ class Endpoint:
         origin = response.url.origin()
         if response.status in (400, 401, 403):
             raise Denied(
-                f"the token service {origin} denies {self._credentials} "
+                f"the token service {origin} denies {credentials} "
                 f"{self._reference}{_complaint(body)}"
             )
         if response.status != 200:

@@ -81,21 +81,22 @@ class Link:
         self._context = context
 
     def is_host(self, url: URL) -> bool:
-        """Tell whether an answer came from the host itself, not from where it redirects to."""
+        """Tell whether a URL is of the host itself, not of where it redirects to."""
         return url.origin() == URL(self._host.url).origin()
 
     async def send(
-        self, method: str, url: str, headers: Mapping[str, str], authorization: str = ""
+        self, method: str, url: str, headers: Mapping[str, str], authorizations: Mapping[URL, str]
     ) -> Response:
         """Return the answer after all redirects; the caller releases it.
 
+        authorizations: by the origin that each is for.
         Raises: RegistryUnavailable.
         """
         at = _parse(url)
         for _ in range(_MOST_REDIRECTS):
             sent = CIMultiDict(self._host.headers if self.is_host(at) else ())
             sent.update(headers)
-            if authorization and self.is_host(at):
+            if authorization := authorizations.get(at.origin()):
                 sent["Authorization"] = authorization
             response = await self._send(method, at, sent)
             if response.status not in _REDIRECTS:

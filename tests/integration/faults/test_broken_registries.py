@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from pycri import errors
+from pycri.cri.api import runtime_v1_pb2 as cri
 from pycri.images import retrying
 from pycri.model.image import RegistryAuth
 from tests.world import session
+from tests.world.daemon import CALL_TIMEOUT_S, Node, wait_until
 from tests.world.faulty_proxy import FaultyProxy, redirects
 from tests.world.image_stores import Handler, answers, list_layers, open_store, wait_for_layers
 from tests.world.oci import Image, Layer, build_image
@@ -339,7 +342,7 @@ def test_a_spoiled_layer_of_every_host_is_refused_in_the_end(
 def test_a_redirect_to_another_host_takes_no_secret_along(
     scope: Any, built: Image, tmp_path: Path
 ) -> None:
-    """Neither a password nor a header of hosts.toml; and what asks for them there gets none."""
+    """No password, no header of hosts.toml; what asks for a token there gets what anyone has."""
 
     async def main(registry: Registry, storage: Registry) -> None:
         async with (
@@ -357,11 +360,11 @@ def test_a_redirect_to_another_host_takes_no_secret_along(
             assert not any("x-key" in headers for headers in back.headers)
             assert all("x-key" in headers for headers in front.headers)
             challenge = {"WWW-Authenticate": f'Bearer realm="http://{back.address}/token"'}
-            back.faults[layer] = answers(401, headers=challenge)
-            async with open_store(tmp_path) as store:
-                with pytest.raises(errors.Denied):
-                    await store.pull("x.test/tests/broken", KIM)
-            assert back.asked("/token") == 0 and set(back.authorizations) == {""}
+            back.faults[layer] = back.times(answers(401, headers=challenge), 1)
+            back.faults["/token"] = answers(200, b'{"token": "of-anyone"}')
+            await pulls(tmp_path, "x.test/tests/broken", built, KIM)
+            assert set(back.authorizations) == {"", "Bearer of-anyone"}
+            assert "Bearer of-anyone" not in front.authorizations
 
     with (
         Registry.start(tmp_path / "front", auth=True) as registry,
@@ -371,3 +374,31 @@ def test_a_redirect_to_another_host_takes_no_secret_along(
         for found in (registry, storage):
             found.push(built, "tests/broken")
         run(main(registry, storage))
+
+
+def test_a_pull_ends_when_the_last_client_that_joined_it_hangs_up(own_node: Node) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(CALL_TIMEOUT_S)
+        name = f"127.0.0.1:{listener.getsockname()[1]}/tests/silent"
+        request = cri.PullImageRequest(image=cri.ImageSpec(image=name))
+        calls = [own_node.images.PullImage.future(request) for _ in range(2)]
+        # Calls are taken in their order: when this one is answered, both pulls are there.
+        own_node.images.ListImages(cri.ListImagesRequest(), timeout=CALL_TIMEOUT_S)
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(CALL_TIMEOUT_S)
+            assert b"/v2/tests/silent/manifests/latest" in connection.recv(65536)
+            calls[0].cancel()  # type: ignore[no-untyped-call]
+            wait_until(
+                lambda: "call cancelled" in own_node.daemon_log(),
+                what="one caller has left",
+            )
+            connection.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+            calls[1].cancel()  # type: ignore[no-untyped-call]
+            connection.settimeout(CALL_TIMEOUT_S)
+            assert connection.recv(1) == b""
+        listener.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            listener.accept()

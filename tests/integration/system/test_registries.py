@@ -183,6 +183,59 @@ def test_headers_are_sent_to_their_host_only(registry: Registry, tmp_path: Path)
     run(main())
 
 
+@contextlib.asynccontextmanager
+async def tunnelling(target: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """Serve CONNECT, whatever host is named, by a way to `target`; yield URL and what was named."""
+    named: list[str] = []
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(sink):
+            while piece := await source.read(65536):
+                sink.write(piece)
+                await sink.drain()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        named.append(head.split()[1])
+        onward = await asyncio.open_connection(*target.split(":"))
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for source, sink in ((reader, onward[1]), (onward[0], writer)):
+            pumps.add(asyncio.create_task(pump(source, sink)))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield "http://{}:{}".format(*server.sockets[0].getsockname()[:2]), named
+    for task in pumps:
+        task.cancel()
+    await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def test_a_proxy_is_the_way_to_a_host_that_names_one(
+    start_registry: StartRegistry, authority: Authority, registry: Registry, tmp_path: Path
+) -> None:
+    secure, built = start_registry(authority=authority), small_image()
+    for found in (secure, registry):
+        found.push(built, "tests/proxied")
+
+    async def main() -> None:
+        async with FaultyProxy.start(registry.address) as proxy:
+            text = f'server = "http://y.test:81"\nproxy = "http://{proxy.address}"'
+            describe(tmp_path, "x.test", text)
+            assert await pull(tmp_path, "x.test/tests/proxied") == built.config
+            assert proxy.asked("/manifests/latest") == 1
+        async with tunnelling(secure.address) as (url, named):
+            # The certificate is of localhost; nothing listens there.
+            text = (
+                f'server = "https://localhost:1"\nca = "{authority.certificate}"\nproxy = "{url}"'
+            )
+            describe(tmp_path, "x.test", text)
+            assert await pull(tmp_path, "x.test/tests/proxied") == built.config
+            assert set(named) == {"localhost:1"}
+
+    run(main())
+
+
 def test_tls_is_verified_by_the_authority_that_hosts_toml_names(
     start_registry: StartRegistry, authority: Authority, tmp_path: Path
 ) -> None:
@@ -303,6 +356,12 @@ def test_a_password_opens_a_registry_that_asks_for_one(
             with pytest.raises(errors.Denied, match="tests/secret") as caught:
                 await pull(tmp_path, name, wrong)
             assert PASSWORD not in str(caught.value) and "guess" not in str(caught.value)
+        async with FaultyProxy.start(registry.address) as proxy:
+            with pytest.raises(errors.Denied):
+                wrong = RegistryAuth(username=USERNAME, password="guess")
+                await pull(tmp_path, f"{proxy.address}/tests/secret", wrong)
+            # Wrong passwords are counted where there are locks.
+            assert [bool(sent) for sent in proxy.authorizations] == [False, True]
         assert await pull(tmp_path, name, KIM) == built.config
         pair = base64.b64encode(f"{USERNAME}:{PASSWORD}".encode()).decode()
         file.write_text(json.dumps({"auths": {registry.address: {"auth": pair}}}))
