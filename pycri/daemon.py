@@ -237,7 +237,7 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
         runtime = RuntimeService(
             app.sandboxes, app.containers, app.updates, app.execs, app.node, app
         )
-        images, node = ImageService(app.images), NodeService(app.images)
+        images, node = ImageService(app.images, app.layers), NodeService(app.images)
         with _exporting(settings.prometheus.address, app) as watch:
             async with serving(settings.socket_path, runtime, images, node, watch=watch):
                 await _run_until(stop, app, settings)

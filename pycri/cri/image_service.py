@@ -5,10 +5,11 @@
 from collections.abc import AsyncIterator, Iterator
 
 import grpc  # noqa: TID251  the edge is its home
+import msgspec
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceServicer
-from pycri.cri.application import Images
+from pycri.cri.application import Images, WritableLayers
 from pycri.cri.chunks import chunks
 from pycri.cri.decode.image import decode_auth, decode_image_spec
 from pycri.cri.encode import records as encode
@@ -19,8 +20,9 @@ Context = grpc.aio.ServicerContext[object, object]
 class ImageService(ImageServiceServicer):
     """Images of the node."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, layers: WritableLayers) -> None:
         self._images = images
+        self._layers = layers
 
     async def ListImages(
         self, request: pb.ListImagesRequest, context: Context
@@ -68,9 +70,15 @@ class ImageService(ImageServiceServicer):
     async def ImageFsInfo(
         self, request: pb.ImageFsInfoRequest, context: Context
     ) -> pb.ImageFsInfoResponse:
-        """Return one file system twice: images and writable layers share the state folder.
+        """Return one file system twice, with what images and what writable layers take of it.
 
-        The kubelet's image collector fails if either list is empty.
+        Both are in the state folder: with one mount point the kubelet takes them for one file
+        system. Its image collector fails if either list is empty.
         """
-        usage = encode.encode_filesystem(self._images.usage())
-        return pb.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])
+        images = self._images.usage()
+        used_bytes, inodes = self._layers.total()
+        layers = msgspec.structs.replace(images, used_bytes=used_bytes, inodes_used=inodes)
+        return pb.ImageFsInfoResponse(
+            image_filesystems=[encode.encode_filesystem(images)],
+            container_filesystems=[encode.encode_filesystem(layers)],
+        )

@@ -53,10 +53,13 @@ class LayerStore:
         self._removals: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Load the rows, and remove what a crash left half done."""
+        """Load the rows; begin to remove what a crash, or a removal cut short, left half done."""
         rows = await self._database.transact(load_layers)
-        lost = await asyncio.to_thread(_sweep, self._directory, {row.digest for row in rows})
-        await asyncio.to_thread(_sweep_recipes, self._recipes, {row.digest for row in rows} - lost)
+        known = {row.digest for row in rows}
+        lost, garbage = await asyncio.to_thread(_compare, self._directory, known)
+        for path in garbage:
+            self._run_aside(asyncio.to_thread(_remove_tree, path))
+        await asyncio.to_thread(_sweep_recipes, self._recipes, known - lost)
         self._rows = {row.digest: row for row in rows if row.digest not in lost}
         for digest in lost:
             await self._delete_row(digest)
@@ -152,8 +155,10 @@ class LayerStore:
     async def _remove(self, doomed: list[LayerRow]) -> None:
         async with self._moves:
             for row in doomed:
-                trash = self._directory / f".trash-{secrets.token_hex(8)}"
-                await asyncio.to_thread(os.rename, self.path(row.digest), trash)
+                trash = _trash(self._directory)
+                # What is not there any more, somebody else has removed.
+                with suppress(FileNotFoundError):
+                    await asyncio.to_thread(os.rename, self.path(row.digest), trash)
                 await asyncio.to_thread(self.recipe(row.digest).unlink, missing_ok=True)
                 await self._delete_row(row.digest)
                 self._run_aside(asyncio.to_thread(_remove_tree, trash))
@@ -199,11 +204,20 @@ def _sweep_recipes(directory: Path, known: set[Digest]) -> None:
         (directory / name).unlink()
 
 
-def _sweep(directory: Path, known: set[Digest]) -> set[Digest]:
-    """Remove what is no known layer; return the known ones that have no folder."""
+def _compare(directory: Path, known: set[Digest]) -> tuple[set[Digest], list[Path]]:
+    """Return the layers that have no folder, and the folders that are no layer's.
+
+    What has a layer's name and is none loses it at once: a fetch may want the name.
+    """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     wanted = {digest.removeprefix("sha256:"): digest for digest in known}
     found = set(os.listdir(directory))
-    for name in found - set(wanted):
-        _remove_tree(directory / name)
-    return {digest for name, digest in wanted.items() if name not in found}
+    garbage = [directory / name for name in found - set(wanted)]
+    for number, path in enumerate(garbage):
+        if not path.name.startswith("."):
+            garbage[number] = path.rename(_trash(directory))
+    return {digest for name, digest in wanted.items() if name not in found}, garbage
+
+
+def _trash(directory: Path) -> Path:
+    return directory / f".trash-{secrets.token_hex(8)}"

@@ -221,7 +221,7 @@ class ImageStore:
         Raises: InvalidRequest, NotFound, AlreadyExists, Unsupported, CorruptImage, OutOfResources.
         """
         images = self._names.find_all(names)
-        with self._holding(tuple(layer for image in images for layer in image.layers)):
+        with self.holding(tuple(layer for image in images for layer in image.layers)):
             exported = [await self._exported(image) for image in images]
             async with open_folder(path) if folder else open_tar(path) as sink:
                 await export_images(exported, self._layers, sink)
@@ -238,7 +238,7 @@ class ImageStore:
     async def check(self) -> AsyncIterator[CheckedImage]:
         """Compare every image with what was verified when it came, and yield what was found."""
         images = self.images()
-        with self._holding(tuple(layer for image in images for layer in image.layers)):
+        with self.holding(tuple(layer for image in images for layer in image.layers)):
             async for checked in check_images(images, self._layers, self._read_config):
                 yield checked
 
@@ -292,7 +292,7 @@ class ImageStore:
             raise Unsupported(f"{names} is for {config.platform}, the node is {self._platform}")
         progress.begin(zip(manifest.layers, config.diff_ids, strict=True))
         try:
-            with self._holding(config.diff_ids):
+            with self.holding(config.diff_ids):
                 await self._fetch_layers(source, manifest, config)
                 return await self._record(names, config, body)
         except BaseException:
@@ -348,8 +348,8 @@ class ImageStore:
             return self._names.by_id(config.id)
 
     @contextmanager
-    def _holding(self, diff_ids: tuple[Digest, ...]) -> Iterator[None]:
-        """Keep layers from being collected: they belong to no image yet."""
+    def holding(self, diff_ids: tuple[Digest, ...]) -> Iterator[None]:
+        """Keep layers from being collected: they belong to no image or container yet."""
         self._held.update(diff_ids)
         try:
             yield

@@ -11,11 +11,13 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 
 from pycri.errors import AlreadyExists, NotFound, PycriError, WrongState
 from pycri.model.cdi import DeviceEdits
 from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState
 from pycri.model.ids import ContainerId, PodId, TaskId
+from pycri.model.image import Image
 from pycri.model.pod import PodRecord, PodState
 from pycri.plan.container import container_cgroup, container_log_path, plan_container
 from pycri.plan.environment import stop_signal
@@ -23,7 +25,7 @@ from pycri.pods.catalogue import with_facts
 from pycri.pods.endings import Endings
 from pycri.pods.foundation import Foundation
 from pycri.pods.hooks import render_bundle, run_poststart
-from pycri.pods.planning import Planner
+from pycri.pods.planning import Additions, Planner
 from pycri.pods.rollback import Rollback
 from pycri.pods.sources import check_propagation, propagating_mounts
 from pycri.pods.timeline import Timeline
@@ -171,16 +173,28 @@ class Containers:
 
     async def _create(self, pod: PodRecord, spec: ContainerSpec) -> ContainerId:
         timeline = Timeline("CreateContainer")
+        with ExitStack() as held:
+            with timeline.stage("plan"):
+                image = self._planner.find_image(spec)
+                additions = self._planner.find_additions(spec)
+                # Until the record says that they are in use.
+                held.enter_context(self._planner.holding(image, additions))
+                record, bundle = self._plan_record(pod, spec, image, additions)
+                await _check_sources(spec, additions.device_edits)
+            await self._make(record, pod, bundle, timeline)
+        return record.id
+
+    def _plan_record(
+        self, pod: PodRecord, spec: ContainerSpec, image: Image, additions: Additions
+    ) -> tuple[ContainerRecord, bytes | None]:
+        """Return the record and the config of the bundle.
+
+        The plan is made again at the start; made here too, a bad request fails early.
+        """
         container_id = ContainerId(secrets.token_hex(32))
-        with timeline.stage("plan"):
-            image = self._planner.find_image(spec)
-            additions = self._planner.find_additions(spec)
-            inputs = self._planner.inputs(container_id, pod, spec, image, additions)
-            # The plan is made again at the start; made here too, a bad request fails early.
-            plan = plan_container(inputs)
-            cgroup = container_cgroup(inputs)
-            bundle_config = render_bundle(plan, cgroup)
-            await _check_sources(spec, additions.device_edits)
+        inputs = self._planner.inputs(container_id, pod, spec, image, additions)
+        plan = plan_container(inputs)
+        cgroup = container_cgroup(inputs)
         record = ContainerRecord(
             id=container_id,
             pod_id=pod.id,
@@ -197,20 +211,24 @@ class Containers:
             log_path=container_log_path(pod.spec, spec),
             created_ns=time.time_ns(),
         )
+        return record, render_bundle(plan, cgroup)
+
+    async def _make(
+        self, record: ContainerRecord, pod: PodRecord, bundle: bytes | None, timeline: Timeline
+    ) -> None:
         async with Rollback() as rollback:
-            rollback.push("record", lambda: self._catalogue.remove_container(container_id))
+            rollback.push("record", lambda: self._catalogue.remove_container(record.id))
             with timeline.stage("intent"):
                 await self._catalogue.add_container(record)
             self._check_ready(pod.id)
-            rollback.push("folders", lambda: self._remove_folders(container_id))
+            rollback.push("folders", lambda: self._remove_folders(record.id))
             with timeline.stage("folders"):
                 user_ids = pod.spec.namespaces.user
-                self._layout.make_container(container_id, user_ids, bundle_config)
+                self._layout.make_container(record.id, user_ids, bundle)
                 stages = timeline.stages()
                 await self._catalogue.change_container(
-                    container_id, lambda old: with_facts(old, timeline=stages)
+                    record.id, lambda old: with_facts(old, timeline=stages)
                 )
-        return container_id
 
     async def _remove_folders(self, container_id: ContainerId) -> None:
         await asyncio.to_thread(self._layout.remove_container, container_id)

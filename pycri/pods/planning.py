@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gather what a container's plan is made from: image, user, devices, paths."""
 
+from contextlib import AbstractContextManager
+
 import msgspec
 
 from pycri.errors import InvalidRequest, NotFound
@@ -64,6 +66,11 @@ class Planner:
             device_edits=self._cdi.find_edits(spec.cdi_devices),
             seccomp_text=read_seccomp_text(spec.security),
         )
+
+    def holding(self, image: Image, additions: Additions) -> AbstractContextManager[None]:
+        """Keep the layers of a container that is being made, whatever becomes of its images."""
+        volumes = (layer for volume in additions.volume_images for layer in volume.layers)
+        return self._images.holding((*image.layers, *volumes))
 
     def inputs(
         self,

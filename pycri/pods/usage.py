@@ -86,6 +86,11 @@ class LayerUsage:
         # It was empty when it was made, and nobody has looked since.
         return self._usage(container, Walked(inodes=1), container.created_ns)
 
+    def total(self) -> tuple[int, int]:
+        """Return the bytes and inodes of all writable layers, as far as they are known."""
+        known = [usage for c in self._catalogue.containers() if (usage := self.of(c))]
+        return sum(u.used_bytes for u in known), sum(u.inodes_used for u in known)
+
     def capacity(self) -> Capacity | None:
         """Return what the layers' file system holds; None before the first round."""
         return self._capacity

@@ -257,6 +257,9 @@ class FakeImages:
             )
         ]
 
+    def total(self) -> tuple[int, int]:
+        return 7, 8
+
     def usage(self) -> FilesystemUsage:
         return FilesystemUsage(timestamp_ns=1, mountpoint="/", used_bytes=2, inodes_used=3)
 
@@ -285,7 +288,7 @@ class FakeDaemon:
                 self.node,
                 self.observed,
             ),
-            ImageService(self.images),
+            ImageService(self.images, self.images),
             NodeService(self.images),
         )
         async with (

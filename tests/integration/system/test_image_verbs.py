@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -199,3 +200,31 @@ def test_what_one_node_exports_another_runs(
     assert second.run_to_end(pod, images["busybox"], command="echo runs") == "runs\n"
     succeed(second, "image", "export", f"{tmp_path}/layout/", image_id)
     assert succeed(first, "image", "import", f"{tmp_path}/layout", "copy") == f"{image_id}\n"
+
+
+def test_a_layer_whose_folder_is_gone_is_fetched_again_after_a_repair(
+    own_node: Node, images: Images
+) -> None:
+    node = own_node
+    node.pull(images["layered"])
+    shutil.rmtree(top_layer(node))
+    status, stdout, _ = run(node, "image", "check", "--repair")
+    assert status == 0 and "its folder is missing" in stdout and "unlisted" in stdout
+    node.pull(images["layered"])
+    assert succeed(node, "image", "check").startswith("ok")
+
+
+def test_writable_layers_are_counted_beside_the_images(own_node: Node, images: Images) -> None:
+    node = own_node
+    pod = node.run_pod("writer")
+    node.run_container(
+        pod, images["busybox"], command="head -c 5000000 /dev/zero >/file; sleep 600"
+    )
+
+    def written() -> int:
+        answer = node.images.ImageFsInfo(cri.ImageFsInfoRequest())
+        (layers,), (upper,) = answer.image_filesystems, answer.container_filesystems
+        assert layers.fs_id == upper.fs_id and layers.used_bytes.value < 5_000_000
+        return int(upper.used_bytes.value) >= 5_000_000
+
+    wait_until(written, what="the file is counted", timeout_s=60)

@@ -311,8 +311,10 @@ def test_the_node_calls_answer_what_the_kubelet_needs(path: str) -> None:
         await stub.UpdateRuntimeConfig(pb.UpdateRuntimeConfigRequest(runtime_config=config))
         assert world.node.cidr == "10.9.0.0/24"
         usage = await images.ImageFsInfo(pb.ImageFsInfoRequest())
-        assert usage.image_filesystems
-        assert usage.container_filesystems
+        (layers,), (written,) = usage.image_filesystems, usage.container_filesystems
+        assert layers.fs_id == written.fs_id
+        assert (layers.used_bytes.value, layers.inodes_used.value) == (2, 3)
+        assert (written.used_bytes.value, written.inodes_used.value) == (7, 8)
         stop = pb.StopContainerRequest(container_id="x", timeout=7)
         await stub.StopContainer(stop)
         assert world.containers.stopped == [("x", 7)]
