@@ -43,6 +43,7 @@ from pycri.pods.foundation import Foundation
 from pycri.pods.groups import Groups
 from pycri.pods.layout import Layout
 from pycri.pods.metrics import Metrics
+from pycri.pods.networks import Networks
 from pycri.pods.node import Node
 from pycri.pods.planning import Planner
 from pycri.pods.recovery import Recovery
@@ -78,6 +79,7 @@ class Application:
     events: Events
     layers: LayerUsage
     network: PodNetwork
+    networks: Networks
     spawner: SpawnerClient
     recovery: Recovery
     catalogue: Catalogue
@@ -214,6 +216,7 @@ async def _connect(
         events=foundation.events,
         layers=layers,
         network=network,
+        networks=Networks(foundation, network),
         spawner=spawner,
         recovery=recovery,
         catalogue=foundation.catalogue,
@@ -237,7 +240,7 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
         runtime = RuntimeService(
             app.sandboxes, app.containers, app.updates, app.execs, app.node, app
         )
-        images, node = ImageService(app.images, app.layers), NodeService(app.images)
+        images, node = ImageService(app.images, app.layers), NodeService(app.images, app.networks)
         with _exporting(settings.prometheus.address, app) as watch:
             async with serving(settings.socket_path, runtime, images, node, watch=watch):
                 await _run_until(stop, app, settings)

@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require", default="", help='needs ("root,registry") whose lack fails instead of skips'
     )
+    parser.addoption("--storm-pods", type=int, default=60, help="pods of a storm; try 1000")
     parser.addoption("--vm", action="store_true", help="run what boots guests, for many minutes")
 
 

@@ -13,6 +13,7 @@ import click
 from pycri.cli.check import check
 from pycri.cli.config import config
 from pycri.cli.image import image
+from pycri.cli.network import network
 from pycri.cli.plan import plan
 from pycri.cli.pull import pull
 from pycri.cli.registry import registry
@@ -42,5 +43,5 @@ def main() -> None:
     """A container runtime for Kubernetes nodes."""
 
 
-for verb in (serve, check, plan, pull, image, registry, config, version, timeline, wipe):
+for verb in (serve, check, plan, pull, image, registry, network, config, version, timeline, wipe):
     main.add_command(verb)

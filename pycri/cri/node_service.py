@@ -12,9 +12,10 @@ import grpc  # noqa: TID251  the edge is its home
 
 from pycri.cri.api import node_v1_pb2 as node_pb
 from pycri.cri.api.node_v1_pb2_grpc import NodeServicer
-from pycri.cri.application import Images
+from pycri.cri.application import Images, Networks
 from pycri.cri.decode import fields
 from pycri.cri.decode.image import decode_login
+from pycri.cri.encode.network import encode_pod_network
 from pycri.errors import InvalidRequest
 from pycri.images.checking import CheckedImage
 from pycri.images.progress import LayerProgress
@@ -29,8 +30,27 @@ Context = grpc.aio.ServicerContext[object, object]
 class NodeService(NodeServicer):
     """What pycri offers beside the CRI."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, networks: Networks) -> None:
         self._images = images
+        self._networks = networks
+
+    async def ListNetwork(
+        self, request: node_pb.ListNetworkRequest, context: Context
+    ) -> node_pb.ListNetworkResponse:
+        return node_pb.ListNetworkResponse(
+            pods=[encode_pod_network(pod) for pod in self._networks.list()]
+        )
+
+    async def CheckNetwork(
+        self, request: node_pb.CheckNetworkRequest, context: Context
+    ) -> node_pb.CheckNetworkResponse:
+        return node_pb.CheckNetworkResponse(problems=await self._networks.check())
+
+    async def CollectNetwork(
+        self, request: node_pb.CollectNetworkRequest, context: Context
+    ) -> node_pb.CollectNetworkResponse:
+        await self._networks.collect()
+        return node_pb.CollectNetworkResponse()
 
     async def ImportImage(
         self, request: node_pb.ImportImageRequest, context: Context

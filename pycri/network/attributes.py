@@ -59,6 +59,18 @@ def parse(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def parse_list(data: bytes, kind: int) -> list[bytes]:
+    """Return the values of all attributes of one kind in a row."""
+    found = []
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, of_kind = _HEADER.unpack_from(data, offset)
+        if of_kind & _KIND == kind:
+            found.append(data[offset + _HEADER.size : offset + length])
+        offset += max((length + 3) & ~3, _HEADER.size)
+    return found
+
+
 def parse_text(value: bytes) -> str:
     """Return a string without its NUL."""
     return value.rstrip(b"\0").decode(errors="replace")

@@ -170,8 +170,10 @@ class BridgeNetwork:
     async def reconcile(self, pods: frozenset[PodId]) -> None:
         """Free what no pod of `pods` has; put right what others did to bridge, ports and rules."""
         await self._leases.reconcile(pods)
-        known = {self.interface_name(pod) for pod in pods | self._leases.releasing}
-        for name in set(self._plumbing.list_host_ends()) - known:
+        strays = self._plumbing.list_host_ends()
+        # Looked up after the listing: a pod that is just being attached has its endpoint by now.
+        known = {self.interface_name(pod) for pod in pods | self._leases.known}
+        for name in set(strays) - known:
             await self._delete_link(name)
         if self._problem is not None:
             return
@@ -183,6 +185,16 @@ class BridgeNetwork:
             except (errors.Unavailable, OSError) as error:
                 self._problem = str(error)  # the next round starts the network again
                 raise
+
+    async def check(self) -> list[str]:
+        """Compare the records with bridge, links, rules and forwarding."""
+        if self._problem is not None:
+            return [self._problem]
+        endpoints, gateways = await self._leases.load(), await self._load_gateways()
+        found = await self._blocking(lambda: self._plumbing.check(endpoints, gateways))
+        versions = frozenset(network.version for network in self._ranges)
+        changes = await self._blocking(lambda: sysctls.plan_forwarding(versions))
+        return found + [f"{change.name} is {change.old}, not {change.new}" for change in changes]
 
     async def remove(self) -> None:
         """Remove host ends, bridge and tables, for good, and put forwarding back."""
@@ -206,7 +218,7 @@ class BridgeNetwork:
         """Make the host fit for pods of `ranges`; on failure say so in `problem` and raise."""
         try:
             ours = await self._load_gateways() | {gateway_of(network) for network in ranges}
-            await self._blocking(lambda: self._plumbing.check(ranges, ours))
+            await self._blocking(lambda: self._plumbing.check_host(ranges, ours))
             await self._save_gateways(ours)
             endpoints = await self._leases.load()
             await self._blocking(lambda: self._plumbing.ensure(ranges, endpoints))

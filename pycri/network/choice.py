@@ -95,6 +95,12 @@ class ChosenNetwork:
         await self._cni.reconcile(pods)
         await self._builtin.reconcile(pods)
 
+    async def check(self) -> list[str]:
+        of_chosen = [problem] if (problem := self.problem()) is not None else []
+        if not self._is_cni():
+            of_chosen += await self._builtin.check()
+        return of_chosen + await self._cni.check()
+
     async def remove(self) -> None:
         await self._cni.remove()
         await self._builtin.remove()

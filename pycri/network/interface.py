@@ -60,6 +60,9 @@ class PodNetwork(Protocol):
         pods: every pod with a record, also those that are being made or stopped.
         """
 
+    async def check(self) -> list[str]:
+        """Compare what is on record with what is there; return what is not as it is to be."""
+
     async def remove(self) -> None:
         """Remove all that is ours from the host, for good; absent is fine."""
 

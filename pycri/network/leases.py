@@ -54,6 +54,7 @@ class Leases:
         self._delete_link = delete_link
         self._remove_rules = remove_rules
         self._deadlines: dict[PodId, float] = {}
+        self._held: set[PodId] = set()  # of those given by this daemon
         self._released = asyncio.Event()
         self._freed = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
@@ -62,6 +63,11 @@ class Leases:
     def releasing(self) -> frozenset[PodId]:
         """Pods whose endpoint is on its way back."""
         return frozenset(self._deadlines)
+
+    @property
+    def known(self) -> frozenset[PodId]:
+        """Pods that have an endpoint, as far as this daemon gave it or is taking it back."""
+        return self.releasing | self._held
 
     async def allocate(
         self, pod_id: PodId, wish: Wish, choose_ranges: Callable[[], Sequence[Network]]
@@ -73,7 +79,17 @@ class Leases:
         Raises: OutOfResources if all addresses are given, and none comes back in time; as
             `ipam.allocate`.
         """
-        taken: errors.PycriError | None = None
+        self._held.add(pod_id)
+        try:
+            return await self._allocate(pod_id, wish, choose_ranges)
+        except BaseException:
+            self._held.discard(pod_id)
+            raise
+
+    async def _allocate(
+        self, pod_id: PodId, wish: Wish, choose_ranges: Callable[[], Sequence[Network]]
+    ) -> Endpoint:
+        taken: errors.PycriError = errors.OutOfResources("no address was given in time")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FREED_WAIT_S):
                 while True:
@@ -89,7 +105,6 @@ class Leases:
                     if not self._deadlines:
                         break
                     await freed.wait()
-        assert taken is not None
         raise taken
 
     async def release(self, pod_id: PodId) -> Endpoint | None:
@@ -97,6 +112,7 @@ class Leases:
         endpoint = await self._database.transact(lambda c: ipam.release(c, pod_id))
         if endpoint is not None:
             self._watch(pod_id)
+            self._held.discard(pod_id)
         return endpoint
 
     async def free_ports(self, pod_id: PodId) -> None:
@@ -105,6 +121,7 @@ class Leases:
 
     async def discard(self, pod_ids: list[PodId]) -> None:
         """Delete the pods' links, if they are there, and free their endpoints, now."""
+        self._held.difference_update(pod_ids)  # if this fails, `reconcile` tries again
         for pod_id in pod_ids:
             await self._delete_link(self._interface_name(pod_id))
         await self._free(pod_ids)
@@ -113,10 +130,13 @@ class Leases:
         return await self._database.transact(ipam.load_endpoints)
 
     async def reconcile(self, pods: frozenset[PodId]) -> None:
-        """Discard the endpoints of pods that do not exist; take interrupted releases up again."""
+        """Discard the endpoints of pods that do not exist; take interrupted releases up again.
+
+        pods: as they were a while ago; those that came since are held.
+        """
         unknown = []
         for endpoint in await self.load():
-            if endpoint.pod_id not in self._deadlines and endpoint.pod_id not in pods:
+            if endpoint.pod_id not in pods | self.known:
                 unknown.append(endpoint.pod_id)
             elif endpoint.releasing:
                 self._watch(endpoint.pod_id)
@@ -164,5 +184,6 @@ class Leases:
         await self._database.transact(lambda connection: ipam.free(connection, pod_ids))
         for pod_id in pod_ids:
             self._deadlines.pop(pod_id, None)
+            self._held.discard(pod_id)
         self._freed.set()
         self._freed = asyncio.Event()

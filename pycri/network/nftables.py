@@ -21,9 +21,10 @@ from pycri.config import NetworkSettings
 from pycri.logs import Log
 from pycri.model.ids import PodId
 from pycri.model.ranges import Network
-from pycri.network.attributes import attribute, nested, parse, text
+from pycri.network.attributes import attribute, nested, parse, parse_list, text
 from pycri.network.ipam import Endpoint
 from pycri.network.rules import (
+    SETS,
     Element,
     Field,
     port_elements,
@@ -31,13 +32,13 @@ from pycri.network.rules import (
     render_tables,
     sender_elements,
 )
-from pycri.network.sockets import CREATE, NETLINK_NETFILTER, NetlinkSocket, Request
+from pycri.network.sockets import CREATE, DUMP, NETLINK_NETFILTER, NetlinkSocket, Request
 
 NFT_TIMEOUT_S: Final = 30.0
 
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_NEWSETELEM, _DELSETELEM, _GETGEN = (_SUBSYSTEM << 8 | number for number in (12, 14, 16))
+_NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (_SUBSYSTEM << 8 | n for n in (12, 13, 14, 16))
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _ELEMENT, _KEY, _DATA, _VALUE = 1, 1, 2, 1
 _GEN_ID = 1
@@ -97,6 +98,25 @@ class Ruleset:
         if self._read_generation() != self._generation:
             self._write()
 
+    def check(self) -> list[str]:
+        """Return which elements are missing from the tables, and which are nobody's."""
+        wanted = {
+            (element.family, element.set, b"".join(field.data for field in element.key)): pod_id
+            for pod_id, endpoint in self._endpoints.items()
+            for element in self._elements(endpoint)
+        }
+        present = set()
+        for family, name in SETS:
+            try:
+                keys = self._read_keys(family, name)
+            except FileNotFoundError:
+                return [f"the table {family} {self._settings.table} is not there, or not whole"]
+            present |= {(family, name, key) for key in keys}
+        lost = [(wanted[key], key[1]) for key in wanted.keys() - present]
+        found = sorted(f"pod {pod}: rules lack its element in {name}" for pod, name in lost)
+        strange = [name for _, name, _ in present - wanted.keys()]
+        return found + sorted(f"an element in {name} is nobody's" for name in strange)
+
     def remove_tables(self) -> None:
         """Remove the tables, for good; absent is fine. Raises: Unavailable if nft fails."""
         self._endpoints.clear()  # what is freed from here on has no elements
@@ -137,6 +157,15 @@ class Ruleset:
         request = Request(_GETGEN, _header(0))
         (answer,) = self._open().ask(request)
         return int.from_bytes(parse(answer[4:])[_GEN_ID], "big")
+
+    def _read_keys(self, family: str, name: str) -> list[bytes]:
+        table = self._settings.table
+        body = _header(_FAMILIES[family]) + text(_LIST_TABLE, table) + text(_LIST_SET, name)
+        return [
+            parse(parse(element)[_KEY])[_VALUE]
+            for answer in self._open().ask(Request(_GETSETELEM, body, DUMP))
+            for element in parse_list(parse(answer[4:])[_LIST_ELEMENTS], _ELEMENT)
+        ]
 
     def _open(self) -> NetlinkSocket:
         if self._socket is None:

@@ -55,7 +55,7 @@ class Plumbing:
         self._ruleset = Ruleset(settings, prefix, host_end)
         self._bridge_index = 0
 
-    def check(self, ranges: Sequence[Network], ours: Collection[InterfaceAddress]) -> None:
+    def check_host(self, ranges: Sequence[Network], ours: Collection[InterfaceAddress]) -> None:
         """Raise Unavailable if this host cannot have the bridge (`host.check_host`)."""
         host.check_host(self._host, self._settings, ranges, ours)
 
@@ -115,6 +115,34 @@ class Plumbing:
     def remove_rules(self, pod_ids: Sequence[PodId]) -> None:
         """Remove what the rules know of pods whose links are gone; absent is fine."""
         self._ruleset.remove(pod_ids)
+
+    def check(
+        self, endpoints: Sequence[Endpoint], gateways: Collection[InterfaceAddress]
+    ) -> list[str]:
+        """Compare the kernel with what is on record; return what differs. Changes nothing.
+
+        gateways: addresses that the bridge is to have.
+        """
+        links = {link.name: link for link in self._host.list_links()}
+        bridge = links.get(self._settings.bridge)
+        if bridge is None or not bridge.up:
+            return [f"the bridge {self._settings.bridge} is not there, or down"]
+        found = [
+            f"the bridge {bridge.name} lacks its address {gateway}"
+            for gateway in gateways
+            if gateway not in host.read_gateways(self._host, bridge.index)
+        ]
+        for endpoint in endpoints:
+            name = self._host_end(endpoint.pod_id)
+            link = links.pop(name, None)
+            if endpoint.releasing:
+                found.append(f"pod {endpoint.pod_id}: its addresses are still being released")
+            elif link is None:
+                found.append(f"pod {endpoint.pod_id}: its link {name} is not there")
+            elif link.master != bridge.index or not link.running:
+                found.append(f"pod {endpoint.pod_id}: its link {name} is down or off the bridge")
+        found += [f"the link {n} is no pod's" for n in links if n.startswith(self._prefix)]
+        return found + self._ruleset.check()
 
     def delete_link(self, name: str) -> None:
         """Delete a link; absent is fine."""

@@ -40,6 +40,12 @@ _PROTOCOLS: Final = {
 }
 _KEYS: Final = {4: "ip", 6: "ip6"}
 
+SETS: Final = (
+    *(("bridge", name) for name in ("senders4", "senders6", "targets6")),
+    *(("inet", f"ports{version}{at}") for version in _KEYS for at in ("", "_at")),
+)
+"""Family and name of each set and map."""
+
 
 class Field(msgspec.Struct, frozen=True):
     """A part of a key or of what it is mapped to."""

@@ -264,6 +264,23 @@ class FakeImages:
         return FilesystemUsage(timestamp_ns=1, mountpoint="/", used_bytes=2, inodes_used=3)
 
 
+class FakeNetworks:
+    """One pod, in which something is wrong."""
+
+    def __init__(self, sandboxes: FakeSandboxes) -> None:
+        self._sandboxes = sandboxes
+        self.problems = ["pod a: its link pc1 is not there"]
+
+    def list(self) -> list[PodRecord]:
+        return list(self._sandboxes.pods.values())
+
+    async def check(self) -> Sequence[str]:
+        return self.problems
+
+    async def collect(self) -> None:
+        self.problems = []
+
+
 class FakeDaemon:
     """A server with its fakes and a client."""
 
@@ -276,6 +293,7 @@ class FakeDaemon:
         self.node = FakeNode()
         self.observed = FakeObserved(FakeStats(self.sandboxes, self.containers))
         self.images = FakeImages()
+        self.networks = FakeNetworks(self.sandboxes)
 
     @asynccontextmanager
     async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
@@ -289,7 +307,7 @@ class FakeDaemon:
                 self.observed,
             ),
             ImageService(self.images, self.images),
-            NodeService(self.images),
+            NodeService(self.images, self.networks),
         )
         async with (
             serving(self.path, *services, watch=Unwatched(), grace_s=grace_s),

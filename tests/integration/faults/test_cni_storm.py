@@ -5,23 +5,17 @@ import contextlib
 import random
 import socket
 import sqlite3
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
-from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.integration.kernel.netns import Namespace
 from tests.world import leaks
 from tests.world.cni import DEBIAN_PLUGINS, CniFolders
 from tests.world.daemon import Node, wait_until
+from tests.world.storm import storm
 
-WORKERS = 6
-PODS_OF_A_WORKER = 10
-KILLS = 4
+PODS = 60
 
 
 @pytest.mark.slow
@@ -39,8 +33,7 @@ def test_a_storm_of_pods_and_kills_leaves_nothing(
         node = Node(scope, settings=folders.toml(20), network='kind = "cni"', netns=host.path)
         try:
             node.start()
-            storm(node, random.Random(seed))
-            remove_all(node)
+            storm(node, random.Random(seed), PODS)
             wait_until(lambda: not folders.held(), what="our plugin holds nothing")
             wait_until(lambda: not addresses(given), what="host-local holds nothing")
             wait_until(lambda: not rows(node), what="no attachment is on record")
@@ -60,52 +53,6 @@ def write_chain(folders: CniFolders) -> Path:
     plugins = [{"type": "bridge", "bridge": "storm0", "ipam": ipam}, {"type": "ours"}]
     folders.write("1.conflist", {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins})
     return folders.folder / "addresses/pods"
-
-
-def storm(node: Node, source: random.Random) -> None:
-    """Let workers make and remove pods, and kill the daemon meanwhile."""
-    seeds = [source.random() for _ in range(WORKERS)]
-    workers = [
-        threading.Thread(target=work, args=(node, number, random.Random(seed)))
-        for number, seed in enumerate(seeds)
-    ]
-    for worker in workers:
-        worker.start()
-    for _ in range(KILLS):
-        # The moment is what is varied, not something to wait for.
-        time.sleep(source.uniform(0.1, 1.0))
-        node.kill("daemon")
-        node.start()
-    for worker in workers:
-        worker.join()
-
-
-def work(node: Node, number: int, source: random.Random) -> None:
-    """Make pods; stop and remove some of them, some more than once, in any order."""
-    made: list[str] = []
-    for count in range(PODS_OF_A_WORKER):
-        with whatever_happens():
-            made.append(node.run_pod(f"storm-{number}-{count}"))
-        while made and source.random() < 0.6:
-            pod = source.choice(made)
-            with whatever_happens():
-                if source.random() < 0.5:
-                    node.stop_pod(pod)
-                else:
-                    node.remove_pod(pod)
-                    made.remove(pod)
-
-
-@contextlib.contextmanager
-def whatever_happens() -> Iterator[None]:
-    """Make a call whose daemon may be killed; a channel that was closed raises ValueError."""
-    with contextlib.suppress(grpc.RpcError, ValueError):
-        yield
-
-
-def remove_all(node: Node) -> None:
-    for pod in node.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
-        node.remove_pod(pod.id)
 
 
 def addresses(folder: Path) -> list[str]:

@@ -329,12 +329,13 @@ async def test_remove_leaves_nothing_and_may_be_repeated(folder: Path) -> None:
 @as_host
 async def test_two_bridges_on_a_host_do_not_touch_each_other(folder: Path) -> None:
     other = NetworkSettings(bridge="pct-br2", range="10.89.0.0/24", table="pct2")
-    with Namespace() as first, Namespace() as second:
+    with Namespace() as second:
         async with network(folder / "1") as bridge, network(folder / "2", other) as beside:
-            one = await attach(bridge, first)
             two = await attach(beside, second)
+            stray = bridge.interface_name(new_id())
+            ip("link", "add", stray, "type", "veth", "peer", "name", "far-end")
             await bridge.reconcile(frozenset())
-            assert pod_links() - {other.bridge} == {host_end(two)} != {host_end(one)}
+            assert pod_links() - {other.bridge} == {host_end(two)} != {stray}
             await bridge.remove()
             with second.listen(address_of(two)) as listener:
                 exchange(listener, lambda: socket.create_connection((address_of(two), 80), 5))

@@ -18,7 +18,9 @@ from tests.integration.kernel.networks import (
     as_host,
     attach,
     exchange,
+    host_end,
     ip,
+    mapping,
     network,
     new_id,
     nft,
@@ -231,3 +233,50 @@ async def test_rules_that_others_flushed_come_back_in_a_round(folder: Path) -> N
             await bridge.reconcile(frozenset())
             await until(lambda: not bridge.releasing(), "all released")
             assert "fd00:88::2" not in ruleset()
+
+
+@as_host
+async def test_check_tells_what_others_broke_and_a_round_puts_it_right(folder: Path) -> None:
+    pod_id = new_id()
+    with Namespace() as pod:
+        async with network(folder, DUAL) as bridge:
+            ports = (mapping(":80"), mapping("10.88.0.1:81"))
+            name = host_end(await attach(bridge, pod, pod_id, ports=ports))
+            assert await bridge.check() == []
+            port = f'"{name}" . 0a:58:0a:58:00:02'
+            nft("delete", "element", "bridge", "pct", "senders4", f"{{ {port} . 10.88.0.2 }}")
+            nft("add", "element", "bridge", "pct", "senders4", f"{{ {port} . 10.88.0.9 }}")
+            nft("delete", "element", "inet", "pct", "ports4", "{ tcp . 80 }")
+            ip("link", "set", name, "nomaster")
+            ip("address", "delete", "fd00:88::1/64", "dev", SETTINGS.bridge)
+            sysctl("net/ipv4/ip_forward", "0")
+            stray = bridge.interface_name(new_id())
+            ip("link", "add", stray, "type", "veth", "peer", "name", "far-end")
+            assert await bridge.check() == [
+                "the bridge pct-br lacks its address fd00:88::1/64",
+                f"pod {pod_id}: its link {name} is down or off the bridge",
+                f"the link {stray} is no pod's",
+                f"pod {pod_id}: rules lack its element in ports4",
+                f"pod {pod_id}: rules lack its element in senders4",
+                "an element in senders4 is nobody's",
+                "net/ipv4/ip_forward is 0, not 1",
+            ]
+            await bridge.reconcile(frozenset({pod_id}))
+            assert await bridge.check() == []
+            nft("delete", "table", "bridge", "pct")
+            assert await bridge.check() == ["the table bridge pct is not there, or not whole"]
+            await bridge.reconcile(frozenset({pod_id}))
+            assert await bridge.check() == []
+            await bridge.detach(pod_id)
+            assert await bridge.check() == [f"pod {pod_id}: its addresses are still being released"]
+
+
+@as_host
+async def test_a_round_that_began_before_a_pod_came_leaves_it_alone(folder: Path) -> None:
+    with Namespace() as pod:
+        async with network(folder) as bridge:
+            attached = await attach(bridge, pod)
+            await bridge.reconcile(frozenset())
+            with pod.listen("0.0.0.0") as listener:
+                address = attached.addresses[0]
+                exchange(listener, lambda: socket.create_connection((address, 80), 5))

@@ -15,12 +15,20 @@ from pycri.cli.main import main
 from pycri.cli.timeline import render_bar
 from pycri.model.container import ContainerMetadata, ContainerRecord, ContainerSpec, ImageSpec
 from pycri.model.ids import ContainerId
-from pycri.model.pod import PodMetadata, PodRecord, PodSpec, Stage
+from pycri.model.network import Attachment, Interface
+from pycri.model.pod import PodMetadata, PodRecord, PodSpec, PortMapping, Stage
 from pycri.model.security import User
 from tests.world.fake_application import IMAGE, POD, FakeDaemon
 
 WAIT_S = 10
 CONTAINER = ContainerId("b" * 64)
+ETH0 = Interface(
+    name="eth0",
+    mac="0a:58:0a:58:00:02",
+    addresses=("10.88.0.2/16", "fd00::2/64"),
+    host_interface="pc1",
+)
+PORTS = (PortMapping(host_port=8080, container_port=80), PortMapping(container_port=81))
 
 
 def stages(call: str) -> tuple[Stage, ...]:
@@ -33,7 +41,11 @@ def stages(call: str) -> tuple[Stage, ...]:
 def put_pod(daemon: FakeDaemon) -> None:
     metadata = PodMetadata(name="web", uid="u", namespace="ns")
     daemon.sandboxes.pods[POD] = PodRecord(
-        id=POD, spec=PodSpec(metadata=metadata), created_ns=1, timeline=stages("RunPodSandbox")
+        id=POD,
+        spec=PodSpec(metadata=metadata, port_mappings=PORTS),
+        created_ns=1,
+        attachment=Attachment(interfaces=(ETH0,)),
+        timeline=stages("RunPodSandbox"),
     )
     daemon.containers.records[CONTAINER] = ContainerRecord(
         id=CONTAINER,
@@ -173,3 +185,26 @@ def test_no_daemon_is_said_so() -> None:
     result = run("/nonexistent/pycri.sock", "image", "ls")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: no daemon answers on /nonexistent/pycri.sock")
+
+
+def test_network_ls_shows_pods_with_addresses_links_and_ports(socket_path: str) -> None:
+    line = run(socket_path, "network", "ls").output.split()
+    assert line == [
+        POD[:13],
+        "stopped",
+        "ns/web",
+        "10.88.0.2/16,fd00::2/64",
+        "pc1",
+        "*:8080/TCP->80",
+    ]
+    shown = json.loads(run(socket_path, "network", "ls", "--json").output)
+    assert shown["interfaces"][0]["mac"] == "0a:58:0a:58:00:02"
+    assert (shown["name"], shown["ready"]) == ("web", False)
+
+
+def test_network_check_tells_what_is_wrong_until_it_is_collected(socket_path: str) -> None:
+    result = run(socket_path, "network", "check")
+    assert (result.exit_code, result.output) == (1, "pod a: its link pc1 is not there\n")
+    assert run(socket_path, "network", "gc").exit_code == 0
+    result = run(socket_path, "network", "check")
+    assert (result.exit_code, result.output) == (0, "")
