@@ -6,6 +6,7 @@
 
 import enum
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import msgspec
@@ -49,6 +50,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What HostFacts does not hold. filesystems: of /proc/filesystems; nft, apparmor_parser: paths.
 
     propagation: of the mount the kubelet's folder is on, as `mounts.read_propagation` has it.
+    network, network_fault: which network pods would get, and what is wrong with it, or "".
     """
 
     root: bool
@@ -56,13 +58,16 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     nft: str | None
     propagation: frozenset[str] = frozenset()
     apparmor_parser: str | None = None
+    network: str = ""
+    network_fault: str = ""
 
 
 @click.command()
+@click.option("--config", "path", type=click.Path(path_type=Path), help="Settings file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a finding.")
-def check(*, as_json: bool) -> None:
+def check(path: Path | None, *, as_json: bool) -> None:
     """Tell whether this machine can run pods."""
-    surroundings = _read_surroundings()
+    surroundings = _read_surroundings(path)
     if not surroundings.root:
         raise click.ClickException("needs root: only root can run pods, and see what it may do")
     from pycri.kernel.features import probe_host
@@ -77,20 +82,25 @@ def check(*, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _read_surroundings() -> Surroundings:
+def _read_surroundings(path: Path | None) -> Surroundings:
     import os
     import shutil
 
+    from pycri.config import load
     from pycri.kernel.mounts import read_propagation
+    from pycri.network.choice import survey
 
     with open("/proc/filesystems", encoding="ascii") as file:
         names = frozenset(line.split()[-1] for line in file if line.strip())
+    network, fault = survey(load(path).network)
     return Surroundings(
         root=os.geteuid() == 0,
         filesystems=names,
         nft=shutil.which("nft"),
         apparmor_parser=shutil.which("apparmor_parser"),
         propagation=read_propagation(KUBELET_DIR if os.path.isdir(KUBELET_DIR) else "/"),
+        network=network,
+        network_fault=fault,
     )
 
 
@@ -101,6 +111,7 @@ def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
     yield from _controllers(facts)
     yield _filesystem(surroundings)
     yield _nft(surroundings)
+    yield _network(surroundings)
     yield _capabilities(facts)
     yield _oom(facts)
     yield _exits(facts)
@@ -172,6 +183,13 @@ def _nft(surroundings: Surroundings) -> Finding:
         return Finding(subject="nft", verdict=Verdict.GOOD, text=surroundings.nft)
     text = "is not installed: pods cannot reach beyond this machine; install the package nftables"
     return Finding(subject="nft", verdict=Verdict.FATAL, text=text)
+
+
+def _network(surroundings: Surroundings) -> Finding:
+    if not surroundings.network_fault:
+        return Finding(subject="pod network", verdict=Verdict.GOOD, text=surroundings.network)
+    text = f"{surroundings.network}: no pod starts but on the host's: {surroundings.network_fault}"
+    return Finding(subject="pod network", verdict=Verdict.LIMITED, text=text)
 
 
 def _capabilities(facts: HostFacts) -> Finding:

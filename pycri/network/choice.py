@@ -19,7 +19,13 @@ from pycri.model.pod import PodSpec
 from pycri.network.bridge import BridgeNetwork
 from pycri.network.cni.conflist import parse_folder
 from pycri.network.cni.folder import read_files
-from pycri.network.cni.network import CniNetwork, choose_networks, interface_name
+from pycri.network.cni.network import (
+    CniNetwork,
+    choose_networks,
+    describe_absence,
+    interface_name,
+)
+from pycri.network.cni.operations import Operations
 from pycri.network.interface import PodNetwork
 from pycri.state.database import Database
 from pycri.state.records import delete_meta, load_meta, save_meta
@@ -34,6 +40,21 @@ def make_pod_network(settings: Settings, database: Database) -> PodNetwork:
         return builtin
     cni = CniNetwork(settings.network.cni, database, mark=settings.run_dir)
     return ChosenNetwork(builtin, cni, database, only_cni=settings.network.kind == "cni")
+
+
+def survey(settings: NetworkSettings) -> tuple[str, str]:
+    """Return which network pods would get now, in words, and what is wrong with it, or ""."""
+    conf_dir = settings.cni.conf_dir
+    files = () if settings.kind == "builtin" else read_files(conf_dir)
+    if settings.kind != "cni" and not files:
+        return f"built-in: bridge {settings.bridge}, range {settings.range}", ""
+    folder = parse_folder(files)
+    if folder.default is None:
+        return "CNI", describe_absence(folder, conf_dir)
+    plugins = ", ".join(plugin.type for plugin in folder.default.plugins)
+    text = f"CNI: {folder.default.name} of {conf_dir}, by {plugins}"
+    operations = Operations(settings.cni.bin_dirs, settings.cni.timeout_s, mark="")
+    return text, operations.find_missing(folder.default) or ""
 
 
 def preview_attachment(settings: NetworkSettings, spec: PodSpec) -> str:

@@ -265,7 +265,7 @@ class CniNetwork:
         """Note whether the folder names a network whose plugins are there."""
         network = folder.default
         if network is None:
-            self._fault = _absence(folder, self.folder.path)
+            self._fault = describe_absence(folder, self.folder.path)
             return
         self._fault = await asyncio.to_thread(self._operations.find_missing, network)
         if network != self._status_of:
@@ -291,7 +291,7 @@ def choose_networks(folder: Folder, spec: PodSpec, path: str) -> list[Network]:
     Raises: Unavailable if there is none; InvalidRequest for a name that the folder does not have.
     """
     if folder.default is None:
-        raise errors.Unavailable(f"the pod network is not ready: {_absence(folder, path)}")
+        raise errors.Unavailable(f"the pod network is not ready: {describe_absence(folder, path)}")
     networks = [folder.default]
     for name in parse_networks(spec.annotations):
         if name not in folder.networks:
@@ -330,7 +330,8 @@ def interface_name(number: int) -> str:
     return f"eth{number}"
 
 
-def _absence(folder: Folder, path: str) -> str:
+def describe_absence(folder: Folder, path: str) -> str:
+    """Return why the folder at `path` has no default network."""
     if folder.faults:
         return f"{path}/{folder.faults[0]}"
     return f"cni plugin not initialized: no network configuration in {path}"

@@ -110,6 +110,7 @@ def test_a_good_host_has_nothing_to_complain_of() -> None:
         ({"user_namespaces": False}, {}, "user namespace", Verdict.LIMITED),
         ({}, {"filesystems": frozenset()}, "overlay", Verdict.LIMITED),
         ({}, {"nft": None}, "nft", Verdict.FATAL),
+        ({}, {"network": "CNI", "network_fault": "no plugin"}, "pod network", Verdict.LIMITED),
         ({"apparmor": True}, {}, "apparmor", Verdict.LIMITED),
         (
             {"apparmor": True},

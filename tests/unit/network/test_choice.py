@@ -6,7 +6,7 @@ import pytest
 from pycri.config import CniSettings, NetworkSettings
 from pycri.errors import InvalidRequest
 from pycri.model.pod import PodMetadata, PodSpec
-from pycri.network.choice import preview_attachment
+from pycri.network.choice import preview_attachment, survey
 
 METADATA = PodMetadata(name="web", uid="u", namespace="shop")
 CONFLIST = (
@@ -42,3 +42,23 @@ def test_a_plan_says_what_keeps_pods_from_starting(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest):
         (tmp_path / "10-pods.conflist").write_text(CONFLIST)
         preview(tmp_path, "cni", {"network.pycri/networks": "store"})
+
+
+def look(folder: Path, kind: str) -> tuple[str, str]:
+    cni = CniSettings(conf_dir=str(folder), bin_dirs=(f"{folder}/bin",))
+    return survey(NetworkSettings(kind=kind, cni=cni))  # type: ignore[arg-type]
+
+
+def test_a_survey_tells_which_network_pods_would_get_and_what_it_lacks(tmp_path: Path) -> None:
+    assert look(tmp_path, "auto") == ("built-in: bridge pycri0, range 10.88.0.0/16", "")
+    absent = f"cni plugin not initialized: no network configuration in {tmp_path}"
+    assert look(tmp_path, "cni") == ("CNI", absent)
+    (tmp_path / "10-pods.conflist").write_text(CONFLIST)
+    text, fault = look(tmp_path, "auto")
+    assert text == f"CNI: pods of {tmp_path}, by bridge, portmap"
+    assert fault == f"CNI network pods: plugin bridge is not in {tmp_path}/bin"
+    (tmp_path / "bin").mkdir()
+    for name in ("bridge", "portmap"):
+        (tmp_path / "bin" / name).write_text("")
+        (tmp_path / "bin" / name).chmod(0o755)
+    assert look(tmp_path, "auto") == (text, "")
