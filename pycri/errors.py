@@ -16,6 +16,7 @@ PycriError
 ├── SignatureRejected    the node's policy, or a verifier it asks, does not let an image in
 ├── ImageVolumeMountFailed   an image cannot be mounted as a volume; names the mount
 ├── RecursiveReadOnlyUnsupported   the kernel cannot make submounts read-only
+├── ProtocolViolation    a client of the streaming server breaks the rules of its protocol
 ├── InvalidSettings      a settings file is unreadable or wrong; names file and key
 └── SetupFailed          a step towards a running process failed; names step and errno
 """
@@ -95,6 +96,10 @@ class ImageVolumeMountFailed(PycriError):
 
 class RecursiveReadOnlyUnsupported(PycriError):
     """This kernel cannot make a mount and all below it read-only."""
+
+
+class ProtocolViolation(PycriError):
+    """A client of the streaming server breaks the rules of its protocol; says how."""
 
 
 class InvalidSettings(PycriError):

@@ -26,6 +26,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.SignatureRejected: grpc.StatusCode.UNKNOWN,
     errors.ImageVolumeMountFailed: grpc.StatusCode.UNKNOWN,
     errors.RecursiveReadOnlyUnsupported: grpc.StatusCode.UNKNOWN,
+    errors.ProtocolViolation: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidSettings: grpc.StatusCode.INTERNAL,
     errors.SetupFailed: grpc.StatusCode.INTERNAL,
 }

@@ -2,6 +2,7 @@
 """What holds for all unit tests."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import settings
 
 # How long an example takes says more about what else the host does than about the code.
 settings.register_profile("pycri", deadline=None)
-settings.load_profile("pycri")
+settings.register_profile("fuzz", deadline=None, max_examples=10_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "pycri"))
 
 
 @pytest.fixture(autouse=True)
