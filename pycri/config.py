@@ -9,6 +9,7 @@ the text of `pycri config` are derived from it. The environment is not read.
 """
 
 import difflib
+import ipaddress
 import json
 import re
 import tomllib
@@ -155,6 +156,32 @@ class PrometheusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     ] = ""
 
 
+class StreamingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server behind the URLs of Exec, Attach and PortForward. Its tokens are all its secrecy:
+    beyond loopback it should have a certificate."""
+
+    address: Annotated[str, Meta(description="IP address it listens on.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Its port; 0 for any free one.")] = 0
+    tls_cert: Annotated[
+        OptionalPath, Meta(description='Certificate chain, PEM; "" to serve without TLS.')
+    ] = ""
+    tls_key: Annotated[OptionalPath, Meta(description="Private key of the certificate, PEM.")] = ""
+    creation_timeout_s: Annotated[
+        int, Meta(ge=1, description="Seconds a client may take to open its streams.")
+    ] = 30
+    idle_timeout_s: Annotated[
+        int, Meta(ge=1, description="Seconds after which a session without traffic is ended.")
+    ] = 4 * 3600
+
+    def __post_init__(self) -> None:
+        try:
+            ipaddress.ip_address(self.address)
+        except ValueError as error:
+            raise ValueError(f"address: {error}") from error
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key: one is set, the other is not")
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole tree. Paths not listed are derived from `state_dir` and `run_dir`."""
 
@@ -182,6 +209,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     network: NetworkSettings = NetworkSettings()
     images: ImageSettings = ImageSettings()
     prometheus: PrometheusSettings = PrometheusSettings()
+    streaming: StreamingSettings = StreamingSettings()
 
     @property
     def socket_path(self) -> str:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exec and attach sessions: between a client's channels and a process.
+
+A session ends when the process has ended and all is sent, when the client leaves or breaks the
+rules, when nothing moves for the idle time-out, or when the server stops. However it does, its
+descriptors are closed and its process is released.
+"""
+
+import asyncio
+import contextlib
+from typing import Any
+
+from pycri.errors import PycriError
+from pycri.model.streams import ExecRequest
+from pycri.streaming.channels import (
+    Broken,
+    CommandChannels,
+    Event,
+    Left,
+    Ready,
+    Refused,
+    Request,
+    Resized,
+    Stdin,
+    StdinEnded,
+)
+from pycri.streaming.context import CLIENT_LEFT, Context, cancel
+from pycri.streaming.interface import Process
+from pycri.streaming.status import Failure, Outcome
+from pycri.streaming.stdio import Stdio
+from pycri.streaming.wire import Wire
+
+_FAREWELL_S = 2.0
+"""For telling a client why its session is cut short."""
+
+
+class CommandSession:
+    """One session. Borrows the wire."""
+
+    def __init__(
+        self, wire: Wire, channels: CommandChannels, request: Request, context: Context
+    ) -> None:
+        self._wire = wire
+        self._channels = channels
+        self._request = request
+        self._context = context
+        self._ready = asyncio.Event()
+        self._begun = asyncio.Event()
+        self._stdio: Stdio | None = None
+
+    async def run(self, first: bytes) -> str:
+        """Serve to the end; return how it came. first: what has come from the client already.
+
+        Raises OSError when the client was lost.
+        """
+        reading: asyncio.Task[str] = asyncio.create_task(self._read(first))
+        working = asyncio.create_task(self._work())
+        stopping = asyncio.create_task(self._context.stopping.wait())
+        idle = asyncio.create_task(self._context.wait_idle(self._wire))
+        tasks: list[asyncio.Task[Any]] = [reading, working, stopping, idle]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if working in done:
+                return await self._finish(working.result())
+            await cancel(working)  # no frame of it must be under way
+            if reading in done:
+                reason = await reading
+                return reason if reason == CLIENT_LEFT else await self._cut_short(reason)
+            return await self._cut_short(
+                "the runtime is stopping" if stopping in done else "the session was idle"
+            )
+        finally:
+            await cancel(*tasks)
+            if self._stdio is not None:
+                await self._stdio.release()
+
+    async def _finish(self, outcome: Outcome) -> str:
+        async with asyncio.timeout(self._context.idle_timeout_s):
+            await self._wire.send(self._channels.finish(outcome))
+        return str(outcome)
+
+    async def _cut_short(self, reason: str) -> str:
+        """Tell the client, if it can still be told."""
+        if not self._wire.torn:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await self._finish(Failure(reason))
+        return reason
+
+    async def _read(self, first: bytes) -> str:
+        """Take what the client sends until it leaves; return how it did. Raises OSError."""
+        left = await self._take(memoryview(first))
+        while not left:
+            await self._wire.wait_readable()
+            with self._context.buffers.borrowed() as buffer:
+                size = await self._wire.receive(buffer)
+                left = await self._take(buffer[:size]) if size else CLIENT_LEFT
+        return left
+
+    async def _take(self, data: memoryview) -> str:
+        """Act on what has come. Returns how the client leaves, "" if it does not."""
+        events = self._channels.receive(data)
+        if replies := self._channels.replies():
+            await self._wire.send(replies)
+        for event in events:
+            if isinstance(event, Left):
+                return CLIENT_LEFT
+            if isinstance(event, Broken):
+                return f"the client broke the protocol: {event.reason}"
+            await self._act(event)
+        return ""
+
+    async def _act(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self._ready.set()
+            return
+        await self._begun.wait()
+        assert self._stdio is not None
+        match event:
+            case Stdin(payload=payload):
+                await self._stdio.feed(payload)
+            case StdinEnded():
+                self._stdio.end_input()
+            case Resized(width=width, height=height) if self._request.tty:
+                await self._stdio.resize(width, height)
+            case Refused(channel=channel):
+                self._stdio.refuse(channel)
+
+    async def _work(self) -> Outcome:
+        """Start the process once all channels are there, and carry its output to its end."""
+        try:
+            async with asyncio.timeout(self._context.creation_timeout_s):
+                await self._ready.wait()
+        except TimeoutError:
+            return Failure("timed out waiting for the client's streams")
+        try:
+            self._stdio = await self._start()
+        except PycriError as error:
+            return Failure(str(error))
+        self._begun.set()
+        return await self._stdio.carry(self._request)
+
+    async def _start(self) -> Stdio:
+        sessions, request = self._context.sessions, self._request
+        if isinstance(request, ExecRequest):
+            call = sessions.exec(request)
+        else:
+            call = sessions.attach(request)
+        return self._around(await self._context.obtain(call, self._dispose))
+
+    async def _dispose(self, process: Process) -> None:
+        """End what was started for a client that left meanwhile."""
+        await self._around(process).release()
+
+    def _around(self, process: Process) -> Stdio:
+        return Stdio(process, self._wire, self._channels, self._context)
