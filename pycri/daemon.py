@@ -49,6 +49,7 @@ from pycri.pods.planning import Planner
 from pycri.pods.recovery import Recovery
 from pycri.pods.sandboxes import Sandboxes
 from pycri.pods.selinux import label_images
+from pycri.pods.sessions import StreamSessions
 from pycri.pods.stats import Stats
 from pycri.pods.updates import Updates
 from pycri.pods.usage import LayerUsage
@@ -56,6 +57,7 @@ from pycri.pods.watch import ExitWatch
 from pycri.runtimes import launch
 from pycri.runtimes.client import SpawnerClient
 from pycri.state.database import Database
+from pycri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
     from pycri.cri.calls import Watch
@@ -72,6 +74,7 @@ class Application:
     containers: Containers
     updates: Updates
     execs: Execs
+    streaming: StreamingServer
     images: ImageStore
     node: Node
     stats: Stats
@@ -204,11 +207,13 @@ async def _connect(
             _log.error("containers run without AppArmor", error=str(error))
     await recovery.recover(database)
     layers = LayerUsage(foundation.catalogue, foundation.layout)
+    execs = Execs(foundation, planner)
     return Application(
         sandboxes=sandboxes,
         containers=containers,
         updates=Updates(foundation, planner, endings),
-        execs=Execs(foundation, planner),
+        execs=execs,
+        streaming=StreamingServer(foundation.settings.streaming, StreamSessions(foundation, execs)),
         images=images,
         node=Node(foundation, network),
         stats=Stats(foundation, layers),
@@ -238,11 +243,20 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
         loop.add_signal_handler(number, stop.set)
     async with _application(settings, host, spawner_socket) as app:
         runtime = RuntimeService(
-            app.sandboxes, app.containers, app.updates, app.execs, app.node, app
+            sandboxes=app.sandboxes,
+            containers=app.containers,
+            updates=app.updates,
+            execs=app.execs,
+            streaming=app.streaming,
+            node=app.node,
+            observed=app,
         )
         images, node = ImageService(app.images, app.layers), NodeService(app.images, app.networks)
         with _exporting(settings.prometheus.address, app) as watch:
-            async with serving(settings.socket_path, runtime, images, node, watch=watch):
+            async with (
+                _streaming(app.streaming),
+                serving(settings.socket_path, runtime, images, node, watch=watch),
+            ):
                 await _run_until(stop, app, settings)
 
 
@@ -288,6 +302,16 @@ def _exporting(address: str, app: Application) -> Iterator["Watch"]:
         yield exporter
     finally:
         stop()
+
+
+@contextlib.asynccontextmanager
+async def _streaming(server: StreamingServer) -> AsyncIterator[None]:
+    """Serve sessions until the block ends."""
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.close()
 
 
 async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:

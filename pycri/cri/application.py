@@ -20,6 +20,7 @@ from pycri.model.image import FilesystemUsage, Image, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
 from pycri.model.resources import Resources
 from pycri.model.stats import ContainerStats, PodReading, PodStats
+from pycri.model.streams import AttachRequest, ExecRequest, PortForwardRequest
 
 
 class Sandboxes(Protocol):
@@ -69,6 +70,12 @@ class Execs(Protocol):
     async def exec_sync(
         self, container_id: str, command: tuple[str, ...], timeout_s: int
     ) -> ExecResult: ...
+
+
+class Streaming(Protocol):
+    """url raises WrongState if there is nothing to talk to, OutOfResources if too many wait."""
+
+    def url(self, request: ExecRequest | AttachRequest | PortForwardRequest) -> str: ...
 
 
 class Stats(Protocol):

@@ -9,7 +9,15 @@ import grpc  # noqa: TID251  the edge is its home
 
 from pycri import __version__
 from pycri.cri.api import runtime_v1_pb2 as pb
-from pycri.cri.application import Containers, Execs, Node, Observed, Sandboxes, Updates
+from pycri.cri.application import (
+    Containers,
+    Execs,
+    Node,
+    Observed,
+    Sandboxes,
+    Streaming,
+    Updates,
+)
 from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
 from pycri.cri.decode.container import decode_container_spec
@@ -19,23 +27,27 @@ from pycri.cri.decode.resources import decode_resources
 from pycri.cri.encode import records as encode
 from pycri.cri.encode.shown import Shown
 from pycri.cri.observation import ObservationService
+from pycri.cri.streaming import StreamingService
 
 Context = grpc.aio.ServicerContext[object, object]
 
 
-class RuntimeService(ObservationService):
+class RuntimeService(ObservationService, StreamingService):
     """Pods, containers and the node."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one for each part of the application
         self,
+        *,
         sandboxes: Sandboxes,
         containers: Containers,
         updates: Updates,
         execs: Execs,
+        streaming: Streaming,
         node: Node,
         observed: Observed,
     ) -> None:
-        super().__init__(observed)
+        ObservationService.__init__(self, observed)
+        StreamingService.__init__(self, streaming)
         self._sandboxes = sandboxes
         self._containers = containers
         self._updates = updates

@@ -25,6 +25,7 @@ from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
 from pycri.model.pod import PodRecord, PodSpec, PodState
 from pycri.model.resources import Resources
 from pycri.model.stats import ContainerStats, GroupUsage, PodReading, PodStats
+from pycri.model.streams import AttachRequest, ExecRequest, PortForwardRequest
 from pycri.pods.events import Events
 
 POD = PodId("a" * 64)
@@ -186,6 +187,17 @@ class FakeObserved:
         self.events = Events()
 
 
+class FakeStreaming:
+    """Remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[ExecRequest | AttachRequest | PortForwardRequest] = []
+
+    def url(self, request: ExecRequest | AttachRequest | PortForwardRequest) -> str:
+        self.asked.append(request)
+        return f"http://127.0.0.1:1/{len(self.asked)}"
+
+
 class FakeNode:
     def __init__(self) -> None:
         self.cidr = ""
@@ -292,6 +304,7 @@ class FakeDaemon:
         self.execs = FakeExecs()
         self.node = FakeNode()
         self.observed = FakeObserved(FakeStats(self.sandboxes, self.containers))
+        self.streaming = FakeStreaming()
         self.images = FakeImages()
         self.networks = FakeNetworks(self.sandboxes)
 
@@ -299,12 +312,13 @@ class FakeDaemon:
     async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
         services = (
             RuntimeService(
-                self.sandboxes,
-                self.containers,
-                self.updates,
-                self.execs,
-                self.node,
-                self.observed,
+                sandboxes=self.sandboxes,
+                containers=self.containers,
+                updates=self.updates,
+                execs=self.execs,
+                streaming=self.streaming,
+                node=self.node,
+                observed=self.observed,
             ),
             ImageService(self.images, self.images),
             NodeService(self.images, self.networks),

@@ -41,6 +41,7 @@ SERVED = {
     "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics",
     "GetContainerEvents",
     "PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats",
+    "Exec", "Attach", "PortForward",
 }  # fmt: skip
 
 
