@@ -27,7 +27,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.ImageVolumeMountFailed: grpc.StatusCode.UNKNOWN,
     errors.RecursiveReadOnlyUnsupported: grpc.StatusCode.UNKNOWN,
     errors.ProtocolViolation: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.InvalidSettings: grpc.StatusCode.INTERNAL,
+    errors.InvalidSettings: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SetupFailed: grpc.StatusCode.INTERNAL,
 }
 

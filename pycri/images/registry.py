@@ -5,9 +5,10 @@
      one a node                   one a pull       (hosts.toml)
 
 Mirrors come first, in the order of hosts.toml, the registry last. A host that fails, in whatever
-way, is followed by the next; a transfer goes on there where it broke off. One that cannot be
-reached is not asked again in this pull. What a tag stands for is asked only of hosts that are
-trusted to say so ("resolve"); content by digest may come from all others, too.
+way, is followed by the next; a transfer goes on there where it broke off. A mirror that does not
+give the manifest, and any host that is out of order, is not asked again in this pull. What a tag
+stands for is asked only of hosts that are trusted to say so ("resolve"); content by digest may come
+from all others, too.
 """
 
 from asyncio import Lock, to_thread
@@ -89,7 +90,7 @@ class RegistrySource:
         self._auth = auth
         self._endpoints: list[Endpoint] = []
         self._opening = Lock()
-        self._unreachable: set[Endpoint] = set()
+        self._given_up: set[Endpoint] = set()
         self._distrusted: dict[Digest, set[Endpoint]] = {}
         self._served: dict[Digest, set[Endpoint]] = {}
 
@@ -143,7 +144,7 @@ class RegistrySource:
             return False
         doubted |= served
         return any(
-            endpoint not in doubted and endpoint not in self._unreachable
+            endpoint not in doubted and endpoint not in self._given_up
             for endpoint in self._endpoints
             if "pull" in endpoint.host.capabilities
         )
@@ -153,7 +154,7 @@ class RegistrySource:
             if not self._endpoints:
                 self._endpoints = await self._client.endpoints(self._reference, self._auth)
         able = [found for found in self._endpoints if capability in found.host.capabilities]
-        return [found for found in able if found not in self._unreachable] or able
+        return [found for found in able if found not in self._given_up] or able
 
     async def _first(self, endpoints: list[Endpoint], ask: Callable[[Endpoint], Awaitable[V]]) -> V:
         failures = _Failures(self._reference)
@@ -162,14 +163,17 @@ class RegistrySource:
                 return await ask(endpoint)
             except _PASSED_OVER as error:
                 self._note(endpoint, error, failures)
+                self._given_up.add(endpoint)
         raise failures.to_tell()
 
     def _note(self, endpoint: Endpoint, error: PycriError, failures: "_Failures") -> None:
-        url = endpoint.host.url
+        url, name = endpoint.host.url, str(self._reference)
         failures.append(url, error)
         if isinstance(error, RegistryUnavailable):
-            self._unreachable.add(endpoint)
-        _log.warning("registry host failed", url=url, image=str(self._reference), error=str(error))
+            self._given_up.add(endpoint)
+        # Mirrors need not have everything.
+        log = _log.info if isinstance(error, NotFound) else _log.warning
+        log("registry host failed", url=url, image=name, error=str(error))
 
 
 class _Failures:

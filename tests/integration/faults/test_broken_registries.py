@@ -290,13 +290,14 @@ def test_a_mirror_that_breaks_for_good_is_followed_at_the_byte_where_it_broke(
     run(main())
 
 
-def test_a_dead_mirror_costs_a_pull_one_try(
-    built: Image, registry: Registry, tmp_path: Path
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_a_mirror_that_is_of_no_use_costs_a_pull_one_try(
+    status: int, built: Image, registry: Registry, tmp_path: Path
 ) -> None:
     async def main() -> None:
         async with FaultyProxy.start(registry.address) as mirror:
             name = mirrored(tmp_path, mirror.address, registry.address)
-            mirror.faults[""] = answers(503)
+            mirror.faults[""] = answers(status)
             await pulls(tmp_path, name, built)
             assert len(mirror.requests) == 1
 

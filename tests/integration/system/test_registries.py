@@ -5,6 +5,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -179,6 +180,30 @@ def test_headers_are_sent_to_their_host_only(registry: Registry, tmp_path: Path)
             await pull(tmp_path, "x.test/tests/headers")
             assert mirror.headers[0].getall("x-site") == ["four", "five"]
             assert upstream.headers and not any("x-site" in one for one in upstream.headers)
+
+    run(main())
+
+
+def test_a_host_that_does_not_take_up_a_connection_costs_its_dial_timeout(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """The kernel takes the connection up, but nobody answers for TLS."""
+    built = small_image()
+    registry.push(built, "tests/dialled")
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            text = f"""
+            server = "http://{registry.address}"
+            [host."https://{address}"]
+            dial_timeout = "100ms"
+            """
+            describe(tmp_path, "x.test", text)
+            assert await pull(tmp_path, "x.test/tests/dialled") == built.config
+            describe(tmp_path, "x.test", f'server = "https://{address}"\ndial_timeout = "100ms"')
+            with pytest.raises(errors.RegistryUnavailable, match="cannot be reached: time-out"):
+                await pull(tmp_path, "x.test/tests/dialled")
 
     run(main())
 
@@ -481,7 +506,7 @@ def test_the_kubelet_sees_why_a_pull_failed(
     with refused(grpc.StatusCode.UNKNOWN, "RegistryUnavailable: http://127.0.0.1:1"):
         node.pull("x.test/tests/seen")
     file.write_text("server = 3")
-    with refused(grpc.StatusCode.INTERNAL, f"{file}: server: Expected `str`"):
+    with refused(grpc.StatusCode.FAILED_PRECONDITION, f"{file}: server: Expected `str`"):
         node.pull("x.test/tests/seen")
     file.write_text(f'server = "http://{registry.address}"')
     with refused(grpc.StatusCode.NOT_FOUND, "x.test/tests/none"):
