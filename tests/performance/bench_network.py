@@ -7,7 +7,8 @@ and pycri with CNI, run Debian's plugins: bridge with host-local addresses, and 
     rounds        a pod on the host's network, one on its own, one with a host port; the network's
                   part is the difference
     bursts        BURST pods asked for at once, one runtime after the other
-    throughput    iperf3 between two pods of the built-in network, and over a bare veth pair
+    throughput    iperf3 between two pods of the built-in network, over a bare veth pair, and over a
+                  bridge without rules
 """
 
 import contextlib
@@ -152,7 +153,7 @@ def _live(client: Client) -> None:
 def _measure_throughput(
     contestant: Contestant, client: Client, *, rounds: int
 ) -> dict[str, list[float]]:
-    """Measure both paths in turns."""
+    """Measure all paths in turns."""
     one, other = client.run_pod(), client.run_pod()
     pins = contestant.socket.parent / "ns"
     pods = throughput.Path(
@@ -162,10 +163,10 @@ def _measure_throughput(
         address=client.address(other),
     )
     carried: dict[str, list[float]] = {}
-    with throughput.bare_veth_pair() as bare:
+    with throughput.bare_veth_pair() as bare, throughput.plain_bridge() as bridge:
         for number in range(rounds):
             _say(f"throughput {number + 1}/{rounds}")
-            for path in (bare, pods):
+            for path in (bare, bridge, pods):
                 carried.setdefault(path.name, []).append(throughput.measure(path, SECONDS))
     client.clear()
     return carried

@@ -27,12 +27,45 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
 def bare_veth_pair() -> Iterator[Path]:
     """Two namespaces with a veth pair between them, and nothing else."""
     with Namespace() as one, Namespace() as other:
-        _run(one, "ip", "link", "add", "bare0", "type", "veth", "peer", "name", "bare1")
-        _run(one, "ip", "link", "set", "bare1", "netns", other.path)
-        for namespace, name, address in ((one, "bare0", "1"), (other, "bare1", "2")):
-            _run(namespace, "ip", "address", "add", f"10.98.0.{address}/24", "dev", name)
-            _run(namespace, "ip", "link", "set", name, "up")
-        yield Path(name="bare veth pair", client=one.path, server=other.path, address="10.98.0.2")
+        _run(one, "ip", "link", "add", "eth0", "type", "veth", *_peer(other))
+        addresses = [_configure(one, "10.98.0.1"), _configure(other, "10.98.0.2")]
+        yield _path("bare veth pair", one, other, addresses)
+
+
+@contextmanager
+def plain_bridge() -> Iterator[Path]:
+    """Two namespaces on a bridge of ours, and no rule at all."""
+    subprocess.run(["ip", "link", "add", "plain0", "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "link", "set", "plain0", "up"], check=True)
+        with Namespace() as one, Namespace() as other:
+            addresses = []
+            for name, namespace, address in (
+                ("one", one, "10.98.1.1"),
+                ("two", other, "10.98.1.2"),
+            ):
+                pair = ["ip", "link", "add", f"plain-{name}", "type", "veth", *_peer(namespace)]
+                subprocess.run(pair, check=True)
+                up = ["ip", "link", "set", f"plain-{name}", "master", "plain0", "up"]
+                subprocess.run(up, check=True)
+                addresses.append(_configure(namespace, address))
+            yield _path("two veth pairs on a plain bridge", one, other, addresses)
+    finally:
+        subprocess.run(["ip", "link", "delete", "plain0"], check=True)
+
+
+def _peer(namespace: Namespace) -> list[str]:
+    return ["peer", "name", "eth0", "netns", namespace.path]
+
+
+def _configure(namespace: Namespace, address: str) -> str:
+    _run(namespace, "ip", "address", "add", f"{address}/24", "dev", "eth0")
+    _run(namespace, "ip", "link", "set", "eth0", "up")
+    return address
+
+
+def _path(name: str, one: Namespace, other: Namespace, addresses: list[str]) -> Path:
+    return Path(name=name, client=one.path, server=other.path, address=addresses[1])
 
 
 def measure(path: Path, duration_s: int) -> float:
