@@ -182,6 +182,26 @@ class StreamingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise ValueError("tls_cert and tls_key: one is set, the other is not")
 
 
+class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Traces of calls for OpenTelemetry; needs pycri[tracing]."""
+
+    endpoint: Annotated[
+        str,
+        Meta(
+            pattern=r"^([^:\s]+:\d+|\[[0-9a-fA-F:]+\]:\d+)?$",
+            description='Collector of OTLP over gRPC, "127.0.0.1:4317"; "" is none. Without TLS.',
+        ),
+    ] = ""
+    sampling_per_million: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1_000_000,
+            description="Of calls without a trace of their caller's; others follow the caller.",
+        ),
+    ] = 0
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole tree. Paths not listed are derived from `state_dir` and `run_dir`."""
 
@@ -202,6 +222,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[AbsolutePath, ...],
         Meta(description="Folders of CDI device specs; of one device the last folder's counts."),
     ] = ("/etc/cdi", "/var/run/cdi")
+    log_format: Annotated[
+        Literal["text", "json"],
+        Meta(description="Lines of key=value, or of JSON objects with the same keys."),
+    ] = "text"
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         Meta(description="The least important lines still logged: debug, info, warning, error."),
@@ -210,6 +234,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     images: ImageSettings = ImageSettings()
     prometheus: PrometheusSettings = PrometheusSettings()
     streaming: StreamingSettings = StreamingSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def socket_path(self) -> str:

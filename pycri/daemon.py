@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pycri.config import ImageSettings, Settings
-from pycri.errors import Unavailable, WrongState
+from pycri.config import ImageSettings, Settings, TracingSettings
+from pycri.errors import InvalidSettings, Unavailable, WrongState
 from pycri.images.admission import Admission, Verifiers
 from pycri.images.manifest import host_platform
 from pycri.images.policy import ImagePolicy
@@ -51,6 +51,7 @@ from pycri.pods.sandboxes import Sandboxes
 from pycri.pods.selinux import label_images
 from pycri.pods.sessions import StreamSessions
 from pycri.pods.stats import Stats
+from pycri.pods.timeline import Timeline
 from pycri.pods.updates import Updates
 from pycri.pods.usage import LayerUsage
 from pycri.pods.watch import ExitWatch
@@ -61,6 +62,7 @@ from pycri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
     from pycri.cri.calls import Watch
+    from pycri.tracing import Tracing
 
 _log = Log("daemon")
 _BLOCKING_CALLS_AT_ONCE = 32
@@ -252,10 +254,10 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
             observed=app,
         )
         images, node = ImageService(app.images, app.layers), NodeService(app.images, app.networks)
-        with _exporting(settings.prometheus.address, app) as watch:
+        with _watching(settings, app) as watches:
             async with (
                 _streaming(app.streaming),
-                serving(settings.socket_path, runtime, images, node, watch=watch),
+                serving(settings.socket_path, runtime, images, node, watches=watches),
             ):
                 await _run_until(stop, app, settings)
 
@@ -278,30 +280,41 @@ async def _run_until(stop: asyncio.Event, app: Application, settings: Settings) 
 
 
 @contextlib.contextmanager
-def _exporting(address: str, app: Application) -> Iterator["Watch"]:
-    """Serve metrics for Prometheus if there is an address; yield who takes note of calls."""
-    from pycri.cri.calls import Unwatched
+def _watching(settings: Settings, app: Application) -> Iterator[list["Watch"]]:
+    """Export metrics and traces, if asked for; yield who takes note of calls.
 
-    if not address:
-        yield Unwatched()
-        return
-    # Imported here: it costs memory, and most nodes have no use for it.
-    from pycri.exporter import Exporter, Sources
+    Imported here: both cost memory, and most nodes have no use for them.
+    """
+    watches: list[Watch] = []
+    with contextlib.ExitStack() as stack:
+        if settings.prometheus.address:
+            from pycri.exporter import Exporter, Sources
 
-    exporter = Exporter()
-    app.events.observe(exporter.observe_event)
-    sources = Sources(
-        catalogue=app.catalogue,
-        images=app.images,
-        node=app.node,
-        recovery=app.recovery,
-        event_readers=app.events.readers,
-    )
-    stop = exporter.start(address, sources)
+            exporter = Exporter()
+            app.events.observe(exporter.observe_event)
+            sources = Sources(
+                catalogue=app.catalogue,
+                images=app.images,
+                node=app.node,
+                recovery=app.recovery,
+                event_readers=app.events.readers,
+            )
+            stack.callback(exporter.start(settings.prometheus.address, sources))
+            watches.append(exporter)
+        if settings.tracing.endpoint:
+            watches.append(tracing := _tracing(settings.tracing))
+            stack.callback(tracing.close)
+            Timeline.observers.append(tracing.observe_stages)
+        yield watches
+
+
+def _tracing(settings: TracingSettings) -> "Tracing":
     try:
-        yield exporter
-    finally:
-        stop()
+        from pycri.tracing import Tracing
+    except ModuleNotFoundError as error:
+        reason = f"tracing.endpoint: {error}; install pycri[tracing]"
+        raise InvalidSettings(reason) from error
+    return Tracing(settings.endpoint, settings.sampling_per_million)
 
 
 @contextlib.asynccontextmanager

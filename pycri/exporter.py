@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon's own metrics for Prometheus, over HTTP: the only user of prometheus-client.
 
-What grows is counted as it happens: calls (`began`, `ended`), stages and ends (`observe_event`).
+What grows is counted as it happens: calls (`begin`), stages and ends (`observe_event`).
 What is there is looked at when somebody asks (`_Levels`), from the server's thread: whatever it
 reads is replaced as a whole or copied in one step. Names follow Prometheus' conventions and begin
 with pycri_; those with process_ and python_ are the library's.
@@ -9,6 +9,7 @@ with pycri_; those with process_ and python_ are the library's.
 
 import os
 import platform
+import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeVar
@@ -101,15 +102,18 @@ class Exporter:
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def began(self, method: str) -> None:
-        """Take note of a call."""
-        self._in_progress.labels(method).inc()
+    def begin(self, method: str, request: object, context: object) -> Callable[[str], None]:
+        """Take note of a call, and then of its end."""
+        in_progress = self._in_progress.labels(method)
+        in_progress.inc()
+        start = time.perf_counter()
 
-    def ended(self, method: str, code: str, seconds: float) -> None:
-        """Take note of its end."""
-        self._in_progress.labels(method).dec()
-        self._calls.labels(method, code).inc()
-        self._seconds.labels(method).observe(seconds)
+        def end(code: str) -> None:
+            in_progress.dec()
+            self._calls.labels(method, code).inc()
+            self._seconds.labels(method).observe(time.perf_counter() - start)
+
+        return end
 
     def observe_event(self, event: Event) -> None:
         """Take note of what an event's record tells: stages of a start, the reason of an end."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logging: one line an event on stderr, `key=value` all through.
+"""Logging: one line an event on stderr, `key=value` all through, or JSON objects if asked for.
 
     time=2026-01-31T09:15:00.123Z level=info request=5f3a01 event="pod ready" pod=9c… ms=7.1
 
@@ -56,9 +56,12 @@ class Log:
 
 
 class KeyValueFormatter(logging.Formatter):
-    """Renders a record as one line."""
+    """Renders a record as one line of key=value."""
 
     def format(self, record: logging.LogRecord) -> str:
+        return " ".join(f"{name}={_render(value)}" for name, value in self._fields(record).items())
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, Field]:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields: dict[str, Field] = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -70,7 +73,14 @@ class KeyValueFormatter(logging.Formatter):
         fields |= getattr(record, "fields", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return " ".join(f"{name}={_render(value)}" for name, value in fields.items())
+        return fields
+
+
+class JsonFormatter(KeyValueFormatter):
+    """Renders a record as one line that is a JSON object, with the same keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(self._fields(record), ensure_ascii=False)
 
 
 def _render(value: Field) -> str:
@@ -78,9 +88,12 @@ def _render(value: Field) -> str:
     return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
 
 
-def configure(level: str) -> None:
-    """Send everything at or above `level` ("debug" ... "error") to stderr, once a process."""
+def configure(level: str, form: str = "text") -> None:
+    """Send everything at or above `level` ("debug" ... "error") to stderr, once a process.
+
+    form: "text" or "json".
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(KeyValueFormatter())
+    handler.setFormatter(JsonFormatter() if form == "json" else KeyValueFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("pycri").setLevel(level.upper())

@@ -18,7 +18,7 @@ def serve(path: Path | None) -> None:
     from pycri import config, logs
 
     settings = config.load(path)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
 
     from pycri.daemon import run
 

@@ -15,7 +15,7 @@ import inspect
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, cast
 
@@ -40,21 +40,15 @@ Behaviour = Callable[[Any, Any], Awaitable[Any]]
 StreamBehaviour = Callable[[Any, Any], AsyncIterator[Any]]
 
 
+Ending = Callable[[str], None]
+"""Is told, at the end of a call, the name of its gRPC status."""
+
+
 class Watch(Protocol):
-    """Is told of every call as it begins and ends. code: the name of its gRPC status."""
+    """Takes note of calls."""
 
-    def began(self, method: str) -> None: ...
-    def ended(self, method: str, code: str, seconds: float) -> None: ...
-
-
-class Unwatched:
-    """Takes no note of calls."""
-
-    def began(self, method: str) -> None:
-        pass
-
-    def ended(self, method: str, code: str, seconds: float) -> None:
-        pass
+    def begin(self, method: str, request: Any, context: Any) -> Ending:
+        """Take note of a call, in its own task, and return what is to be told of its end."""
 
 
 class Failure:
@@ -72,9 +66,9 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic at 
     generated code registers handlers.
     """
 
-    def __init__(self, tasks: asyncio.TaskGroup, watch: Watch) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, watches: Sequence[Watch]) -> None:
         self._tasks = tasks
-        self._watch = watch
+        self._watches = watches
         self._running: set[asyncio.Task[Any]] = set()
         self._handlers: dict[str, Handler] = {}
 
@@ -138,7 +132,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic at 
     async def _perform(self, method: str, behaviour: Behaviour, request: Any, context: Any) -> Any:
         """Return the response or the Failure, having logged the one line."""
         line = _Line(method, request)
-        self._watch.began(method)
+        endings = [watch.begin(method, request, context) for watch in self._watches]
         code = "CANCELLED"
         try:
             response = await behaviour(request, context)
@@ -154,7 +148,8 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic at 
             line.done("call", response)
             return response
         finally:
-            self._watch.ended(method, code, line.seconds())
+            for end in endings:
+                end(code)
 
     def _wrap_stream(self, method: str, behaviour: StreamBehaviour) -> StreamBehaviour:
         """Return the stream with everything around it; it ends with its client."""
@@ -163,7 +158,7 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic at 
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             request_id.set(secrets.token_hex(4))
             line = _Line(method, request)
-            self._watch.began(method)
+            endings = [watch.begin(method, request, context) for watch in self._watches]
             code = "CANCELLED"
             try:
                 async with aclosing(served(request, context)) as items:  # type: ignore[type-var]
@@ -179,7 +174,8 @@ class Calls(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic at 
                 code = failure.code.name
                 await context.abort(failure.code, failure.message)
             finally:
-                self._watch.ended(method, code, line.seconds())
+                for end in endings:
+                    end(code)
 
         return call
 
@@ -192,15 +188,12 @@ class _Line:
         self._request = request
         self._start = time.monotonic()
 
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
-
     def done(self, event: str, response: Any) -> None:
         if is_reading(self._method):
             if _log.shows_debug():
-                _log.debug(event, **self._fields(), **_subject(response))
+                _log.debug(event, **(self._fields() | subject(response)))
         else:
-            _log.info(event, **(self._fields() | _subject(response)))
+            _log.info(event, **(self._fields() | subject(response)))
 
     def cancelled(self, event: str) -> None:
         _log.info(event, **self._fields())
@@ -215,8 +208,8 @@ class _Line:
         return failure
 
     def _fields(self) -> dict[str, Field]:
-        ms = self.seconds() * 1000
-        return {"method": self._method, "ms": ms, **_subject(self._request)}
+        ms = (time.monotonic() - self._start) * 1000
+        return {"method": self._method, "ms": ms, **subject(self._request)}
 
 
 def is_reading(method: str) -> bool:
@@ -245,7 +238,7 @@ def _serialize(response: Any) -> bytes:
     return response if isinstance(response, bytes) else response.SerializeToString()
 
 
-def _subject(message: Any) -> dict[str, Field]:
+def subject(message: Any) -> dict[str, Field]:
     """Return whom a request or response is about, as far as it says so by name."""
     if message is None or isinstance(message, bytes):
         return {}

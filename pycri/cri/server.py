@@ -6,7 +6,7 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
 
@@ -31,16 +31,17 @@ async def serving(
     images: ImageService,
     node: NodeService,
     *,
-    watch: Watch,
+    watches: Sequence[Watch] = (),
     grace_s: float = 10.0,
 ) -> AsyncIterator[None]:
     """Serve on `path` until the block ends; then refuse new calls and let running ones finish.
 
-    After `grace_s` what still runs is cancelled. Raises WrongState if something else listens there.
+    watches: take note of each call. After `grace_s` what still runs is cancelled.
+    Raises: WrongState if something else listens there.
     """
     _refuse_to_displace(path)
     async with asyncio.TaskGroup() as tasks:
-        calls = Calls(tasks, watch)
+        calls = Calls(tasks, watches)
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

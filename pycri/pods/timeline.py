@@ -3,7 +3,7 @@
 
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
@@ -20,6 +20,8 @@ class Timeline:
     under_way: those of calls that have not come to their end, nor failed.
     """
 
+    observers: ClassVar[list[Callable[[tuple[Stage, ...]], None]]] = []
+    """Are told the stages of each call that has come to its end, in its own context."""
     under_way: ClassVar["weakref.WeakSet[Timeline]"] = weakref.WeakSet()
 
     def __init__(self, name: str) -> None:
@@ -66,7 +68,10 @@ class Timeline:
             start_ns=self._start_ns,
             duration_ns=now_ns - self._start_monotonic_ns,
         )
-        return (whole, *sorted(self._stages, key=lambda stage: stage.start_ns))
+        stages = (whole, *sorted(self._stages, key=lambda stage: stage.start_ns))
+        for observe in Timeline.observers:
+            observe(stages)
+        return stages
 
     def _add(self, name: str, begin_ns: int, end_ns: int) -> None:
         self._stages.append(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Log lines as they appear on stderr."""
 
+import json
 import logging
 
 import pytest
@@ -54,3 +55,18 @@ def test_other_libraries_take_the_same_way(capsys: pytest.CaptureFixture[str]) -
     logs.configure("info")
     logging.getLogger("elsewhere").warning("value %d", 3)
     assert 'level=warning event="value 3"' in capsys.readouterr().err
+
+
+def test_json_lines_have_the_same_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("info", "json")
+    try:
+        raise ValueError("why")
+    except ValueError as error:
+        logs.Log("test").exception("failed", error, pod="abc", ms=7.125, none=None)
+    (line,) = capsys.readouterr().err.splitlines()
+    fields = json.loads(line)
+    assert (fields["event"], fields["pod"], fields["ms"], fields["none"]) == (
+        "failed", "abc", 7.125, None,
+    )  # fmt: skip
+    assert fields["level"] == "error"
+    assert "ValueError: why" in fields["traceback"]

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import msgspec
 
-from pycri.cri.calls import Unwatched
 from pycri.cri.image_service import ImageService
 from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
@@ -324,7 +323,7 @@ class FakeDaemon:
             NodeService(self.images, self.networks),
         )
         async with (
-            serving(self.path, *services, watch=Unwatched(), grace_s=grace_s),
+            serving(self.path, *services, grace_s=grace_s),
             grpc.aio.insecure_channel(f"unix:{self.path}") as channel,
         ):
             yield channel
