@@ -8,8 +8,10 @@
     recipes/.partial-<random>     being written
 
 A layer is unpacked into a partial folder, synced, renamed, and then has a row; one without a row or
-without a folder did not survive a crash and is removed when the store opens. Removal goes the
-other way: renamed, then the row, then the files, which may take long.
+without a folder did not survive a crash and is removed when the store opens. So is one whose tree
+is not what was synced; that is looked at after the machine has stopped with the store open, for
+disks and file systems that do not do as they say. Removal goes the other way: renamed, then the
+row, then the files, which may take long.
 
 `_moves` is held while a name in `layers/` and its row change together.
 """
@@ -18,6 +20,7 @@ import asyncio
 import errno
 import os
 import secrets
+import sqlite3
 from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -29,13 +32,18 @@ from pycri.images.joining import JoinedTasks, finish
 from pycri.images.manifest import Descriptor
 from pycri.images.progress import Transfers
 from pycri.images.unpacker import unpack_layer
-from pycri.kernel.trees import remove_tree
+from pycri.kernel.process import read_boot_id
+from pycri.kernel.trees import measure_tree, remove_tree
+from pycri.logs import Log
 from pycri.model.ids import Digest
 from pycri.model.image import LayerRow
 from pycri.state.database import Database
-from pycri.state.records import delete_layer, load_layers, save_layer
+from pycri.state.records import delete_layer, load_layers, load_meta, save_layer, save_meta
 
+_log = Log("images")
 _UNPACKS_AT_ONCE: Final = 8
+_OPEN_IN: Final = "layers_open_in_boot"
+"""The boot in which the store was opened, "" once it was closed."""
 
 
 class LayerStore:
@@ -55,6 +63,8 @@ class LayerStore:
     async def open(self) -> None:
         """Load the rows; begin to remove what a crash, or a removal cut short, left half done."""
         rows = await self._database.transact(load_layers)
+        if await self._was_cut_short():
+            await asyncio.to_thread(self._set_damaged_aside, rows)
         known = {row.digest for row in rows}
         lost, garbage = await asyncio.to_thread(_compare, self._directory, known)
         for path in garbage:
@@ -63,11 +73,28 @@ class LayerStore:
         self._rows = {row.digest: row for row in rows if row.digest not in lost}
         for digest in lost:
             await self._delete_row(digest)
+        boot_id = read_boot_id()
+        await self._database.transact(lambda c: save_meta(c, _OPEN_IN, boot_id), durable=True)
 
     async def close(self) -> None:
         """Stop the fetches, and wait for removals under way."""
         await self._fetches.close()
         await asyncio.gather(*self._removals)
+        # Where this fails, the next start looks at the layers.
+        with suppress(sqlite3.Error, PycriError):
+            await self._database.transact(lambda c: save_meta(c, _OPEN_IN, ""), durable=True)
+
+    async def _was_cut_short(self) -> bool:
+        """Tell whether the machine has stopped, or lost power, while the store was open."""
+        opened_in = await self._database.transact(lambda c: load_meta(c, _OPEN_IN))
+        return bool(opened_in) and opened_in != read_boot_id()
+
+    def _set_damaged_aside(self, rows: list[LayerRow]) -> None:
+        for row in rows:
+            path = self.path(row.digest)
+            if row.fingerprint is not None and path.exists() and not _is_whole(path, row):
+                _log.error("a layer is damaged and is removed", layer=row.digest)
+                os.rename(path, _trash(self._directory))
 
     def __contains__(self, diff_id: object) -> bool:
         return diff_id in self._rows
@@ -170,6 +197,13 @@ class LayerStore:
         task = asyncio.create_task(removal)
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
+
+
+def _is_whole(path: Path, row: LayerRow) -> bool:
+    try:
+        return measure_tree(str(path)).fingerprint == row.fingerprint
+    except OSError:
+        return False
 
 
 def _replace_synced(source: Path, target: Path) -> None:

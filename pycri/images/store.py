@@ -110,6 +110,8 @@ class ImageStore:
             if all(layer in self._layers for layer in image.layers):
                 self._names.put(image)
             else:
+                # What is left of it is kept for a pull that makes it whole, until the next start.
+                self._held.update(layer for layer in image.layers if layer in self._layers)
                 await self._delete_row(image)
         await self.collect_garbage()
 
