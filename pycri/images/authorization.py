@@ -127,8 +127,10 @@ def _check_realm(realm: str, host: RegistryHost) -> None:
         name = None
     if not name or url.scheme not in ("http", "https"):
         raise RegistryUnavailable(f"{host.url} names no token service but {realm[:200]!r}")
-    open_host = None if host.is_secure else urlsplit(host.url).hostname
-    if url.scheme != "https" and name != open_host and not is_loopback(name):
+    asked = urlsplit(host.url).hostname
+    # A registry elsewhere has no business with what listens on this machine.
+    local = is_loopback(asked) and is_loopback(name)
+    if url.scheme != "https" and not local and (host.is_secure or name != asked):
         raise Denied(f"{host.url} names an unsafe token service: {realm[:200]!r}")
 
 

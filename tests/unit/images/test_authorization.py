@@ -17,6 +17,7 @@ from pycri.model.image import RegistryAuth
 
 QUAY = RegistryHost(url="https://quay.io/v2", registry="quay.io")
 OPEN = RegistryHost(url="http://10.0.0.1:5000/v2", registry="10.0.0.1:5000")
+LOCAL = RegistryHost(url="https://localhost:5000/v2", registry="localhost:5000")
 KIM = RegistryAuth(username="kim", password="p:ß")
 
 
@@ -95,7 +96,8 @@ def test_an_identity_token_goes_in_the_body_never_in_the_url() -> None:
     [
         (QUAY, "https://elsewhere.example/t", True),
         (QUAY, "http://quay.io/t", False),
-        (QUAY, "http://127.0.0.1:5001/t", True),
+        (QUAY, "http://127.0.0.1:5001/t", False),
+        (LOCAL, "http://127.0.0.1:5001/t", True),
         (OPEN, "http://10.0.0.1:5001/t", True),
         (OPEN, "http://10.0.0.2:5001/t", False),
     ],
