@@ -10,18 +10,17 @@ no image has, no container uses and no pull is about to use are then removed asi
 """
 
 import asyncio
-import hashlib
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from pycri.errors import CorruptImage, InvalidRequest, Unsupported
+from pycri.errors import InvalidRequest, Unsupported
 from pycri.images.admission import Admission
 from pycri.images.archive import Archive
 from pycri.images.checking import CheckedImage, check_images
@@ -30,20 +29,12 @@ from pycri.images.export import ExportedImage, export_images
 from pycri.images.joining import JoinedTasks
 from pycri.images.layers import LayerStore
 from pycri.images.layout import ArchivedImage, choose_all, choose_named, list_images
-from pycri.images.manifest import (
-    ConfigFile,
-    Descriptor,
-    Manifest,
-    Platform,
-    choose_platform,
-    parse_config,
-    parse_document,
-    suits,
-)
+from pycri.images.manifest import Descriptor, Platform
 from pycri.images.names import ImageNames
 from pycri.images.progress import LayerProgress, PullProgress, Transfers
 from pycri.images.reference import FIELD_DEFAULTS, NameDefaults, Reference, parse_reference
 from pycri.images.registry import RegistryClient
+from pycri.images.resolving import ResolvedImage, resolve_image
 from pycri.images.sinks import open_folder, open_tar
 from pycri.images.usage import ImageUsage, image_usages
 from pycri.model.ids import Digest, ImageId
@@ -58,8 +49,6 @@ from pycri.state.records import (
 )
 
 _LAYERS_AT_ONCE: Final = 3
-_DEEPEST_INDEX: Final = 4
-_LONGEST_CONFIG: Final = 8 * 1024 * 1024
 _PullKey = tuple[str, RegistryAuth | None]
 
 
@@ -287,34 +276,17 @@ class ImageStore:
     async def _fetch(
         self, source: ContentSource, root: Document, names: "_Names", progress: PullProgress
     ) -> Image:
-        manifest = await self._choose_manifest(source, root, str(names))
-        body = await _read_config(source, manifest.config)
-        config = parse_config(body, manifest.config.digest, len(manifest.layers))
-        if not suits(config.platform, self._platform):
-            raise Unsupported(f"{names} is for {config.platform}, the node is {self._platform}")
-        progress.begin(zip(manifest.layers, config.diff_ids, strict=True))
+        resolved = await resolve_image(source, root, self._platform, str(names))
+        progress.begin(resolved.layers())
         try:
-            with self.holding(config.diff_ids):
-                await self._fetch_layers(source, manifest, config)
-                return await self._record(names, config, body)
+            with self.holding(resolved.config.diff_ids):
+                await self._fetch_layers(source, resolved)
+                return await self._record(names, resolved)
         except BaseException:
             await self.collect_garbage()
             raise
 
-    async def _choose_manifest(
-        self, source: ContentSource, document: Document, name: str
-    ) -> Manifest:
-        for _ in range(_DEEPEST_INDEX):
-            parsed = parse_document(document.body, document.media_type)
-            if isinstance(parsed, Manifest):
-                return parsed
-            chosen = choose_platform(parsed, self._platform, name)
-            document = await source.manifest(chosen.digest)
-        raise CorruptImage(f"{name} is an index of indexes, too deep")
-
-    async def _fetch_layers(
-        self, source: ContentSource, manifest: Manifest, config: ConfigFile
-    ) -> None:
+    async def _fetch_layers(self, source: ContentSource, resolved: ResolvedImage) -> None:
         slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
 
         async def fetch(blob: Descriptor, diff_id: Digest) -> None:
@@ -323,14 +295,15 @@ class ImageStore:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
+                for blob, diff_id in resolved.layers():
                     group.create_task(fetch(blob, diff_id))
         except BaseExceptionGroup as failures:
             # The first failure cancelled the other layers: it is the one to tell.
             raise failures.exceptions[0] from None
 
-    async def _record(self, names: "_Names", config: ConfigFile, body: bytes) -> Image:
+    async def _record(self, names: "_Names", resolved: ResolvedImage) -> Image:
         """Make the image known, on disk and then in memory, and take its tags from any other."""
+        config, body = resolved.config, resolved.config_body
         async with self._changes:
             changed = self._names.with_pulled(
                 Image(
@@ -383,24 +356,3 @@ def _save_images(connection: sqlite3.Connection, images: tuple[Image, ...], conf
     save_image_config(connection, images[0].id, config)
     for image in images:
         save_image(connection, image)
-
-
-async def _read_config(source: ContentSource, descriptor: Descriptor) -> bytes:
-    while True:
-        body = await _read_blob(source, descriptor, _LONGEST_CONFIG)
-        digest = "sha256:" + hashlib.sha256(body).hexdigest()
-        if digest == descriptor.digest:
-            return body
-        if not source.distrust(descriptor.digest):
-            raise CorruptImage(f"the config {descriptor.digest} has the digest {digest}")
-
-
-async def _read_blob(source: ContentSource, descriptor: Descriptor, limit: int) -> bytes:
-    body = bytearray()
-    pieces: AsyncIterator[bytes] = source.blob(descriptor)
-    async with aclosing(pieces):  # type: ignore[type-var]
-        async for piece in pieces:
-            body += piece
-            if len(body) > limit:
-                raise CorruptImage(f"{descriptor.digest} is longer than {limit} bytes")
-    return bytes(body)

@@ -127,6 +127,8 @@ class Containers:
             await self._catalogue.remove_container(record.id)
         self._endings.forget(record.id)
         self._planner.forget(record.id)
+        # Those of an image that was removed while this container had it.
+        await self._planner.collect_layers()
 
     async def reopen_log(self, container_id: str) -> None:
         """Open the log file anew, after the kubelet has renamed it. Raises WrongState."""

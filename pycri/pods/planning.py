@@ -132,6 +132,10 @@ class Planner:
             process = self._processes[record.id] = self.plan(record).process
         return process
 
+    async def collect_layers(self) -> None:
+        """Remove the layers that neither an image nor a container has any more."""
+        await self._images.collect_garbage()
+
     def forget(self, container_id: ContainerId) -> None:
         """Drop what is remembered of a removed container."""
         self._processes.pop(container_id, None)
