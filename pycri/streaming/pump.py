@@ -10,6 +10,10 @@ from pycri.streaming.wire import Buffers
 
 Send = Callable[[memoryview], Awaitable[None]]
 
+PIPE_BYTES = 1 << 20
+"""Of a session's pipes, the most an unprivileged process may have: with larger ones a piece is
+larger, and processes that take turns on a busy processor do so less often."""
+
 
 class Pump:
     """Reads a non-blocking descriptor, which it borrows, and awaits `send` with each piece."""
@@ -18,12 +22,12 @@ class Pump:
         self._fd = fd
         self._send = send
         self._buffers = buffers
-        self._finishing = False
+        self._left: int | None = None
         self._stopped = False
         self._waiting: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
-        """Carry until the end of file; after `finish` until there is nothing for the moment.
+        """Carry until the end of file; after `finish` what is there at that moment.
 
         Raises OSError of the descriptor, and what `send` raises.
         """
@@ -34,8 +38,11 @@ class Pump:
             await asyncio.sleep(0)
 
     def finish(self) -> None:
-        """Nothing that is waited for will be written any more."""
-        self._finishing = True
+        """All that is waited for has been written.
+
+        So it is in the pipe, behind which others may still write: no more is read than it can hold.
+        """
+        self._left = PIPE_BYTES
         self._wake()
 
     def stop(self) -> None:
@@ -45,15 +52,17 @@ class Pump:
 
     async def _carry(self) -> bool:
         """Carry one piece, having waited for it if need be. Returns False at the end."""
-        if self._stopped:
+        if self._stopped or (self._left is not None and self._left <= 0):
             return False
         with self._buffers.borrowed() as buffer:
             size = self._read(buffer)
             if size:
                 await self._send(buffer[:size])
-        if size is None and not self._finishing:
+        if size is None and self._left is None:
             await self._wait()
             return True
+        if size and self._left is not None:
+            self._left -= size
         return bool(size)
 
     def _read(self, buffer: memoryview) -> int | None:

@@ -16,12 +16,9 @@ from pycri.kernel.fds import close_all
 from pycri.streaming.channels import Channel, CommandChannels, Request
 from pycri.streaming.context import Context, cancel
 from pycri.streaming.interface import Process
-from pycri.streaming.pump import Pump
+from pycri.streaming.pump import PIPE_BYTES, Pump
 from pycri.streaming.status import Exited, Failure, Outcome
 from pycri.streaming.wire import Wire, write_all, write_now
-
-_PIPE_BYTES = 256 << 10
-"""Of a session's pipes: larger ones need fewer calls for the same bytes."""
 
 
 class Stdio:
@@ -41,7 +38,7 @@ class Stdio:
         for fd in self._descriptors():
             os.set_blocking(fd, False)
             with contextlib.suppress(OSError):  # no pipe, or no more room for pipes
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     async def carry(self, request: Request) -> Outcome:
         """Carry output until the process has ended; return how it did."""

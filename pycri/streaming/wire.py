@@ -95,6 +95,7 @@ class HangupWatch:
             self._epoll.unregister(fd)
             del self._waiting[fd]
             task.cancel()
+            await asyncio.wait((task,))
 
     def _look(self) -> None:
         for fd, _ in self._epoll.poll(0):

@@ -133,6 +133,14 @@ class TestExec:
 
         play(scene)
 
+    def test_a_child_left_behind_that_never_stops_writing_does_not_either(self) -> None:
+        async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
+            client, streams = await begin(server, shell("yes &"))
+            status = await finish(client, streams)
+            assert status["status"] == "Success"
+
+        play(scene)
+
     def test_a_command_that_cannot_start_is_a_status_with_its_reason(self) -> None:
         async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
             request = ExecRequest(container_id=CONTAINER, cmd=("missing",), stdout=True)
