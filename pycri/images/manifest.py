@@ -8,6 +8,7 @@ Docker's "manifest list" and "schema 2 manifest" are the same documents under ot
 Source: OCI image-spec (image-index.md, manifest.md, config.md), Docker image manifest v2 schema 2.
 """
 
+import re
 from typing import Final, TypeVar
 
 import msgspec
@@ -30,10 +31,23 @@ _CONFIG_TYPES: Final = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-_LAYER_PREFIXES: Final = (
-    "application/vnd.oci.image.layer.",
-    "application/vnd.docker.image.rootfs.",
+_LAYER_TYPES: Final = frozenset(
+    {
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.oci.image.layer.v1.tar+gzip",
+        "application/vnd.oci.image.layer.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.diff.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "application/vnd.docker.image.rootfs.diff.tar.zstd",
+    }
 )
+_ELSEWHERE: Final = (
+    "application/vnd.oci.image.layer.nondistributable.",
+    "application/vnd.docker.image.rootfs.foreign.",
+)
+"""Layers that registries do not have: their licences want them fetched from where they are made."""
+_VARIANT: Final = re.compile(r"v([0-9]{1,3})(?:\.([0-9]{1,3}))?")
+Rank = tuple[int, int, int]
 _MOST_LAYERS: Final = 500
 """What an overlay mount can stack (Linux, OVL_MAX_STACK)."""
 
@@ -47,6 +61,13 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+_RUNS: Final = {
+    "amd64": Platform(os="linux", architecture="386"),
+    "arm64": Platform(os="linux", architecture="arm", variant="v8"),
+}
+"""Architectures that run programs of another, which is taken where there is nothing else."""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -140,11 +161,21 @@ def _image_manifest(config: Descriptor, layers: tuple[Descriptor, ...]) -> Manif
     if config.media_type not in _CONFIG_TYPES:
         raise Unsupported(f"not a container image: its config is {config.media_type!r}")
     for layer in layers:
-        if not layer.media_type.startswith(_LAYER_PREFIXES) or "encrypted" in layer.media_type:
-            raise Unsupported(f"layers of type {layer.media_type!r} cannot be unpacked")
+        _check_layer_type(layer.media_type)
     if len(layers) > _MOST_LAYERS:
         raise Unsupported(f"the image has {len(layers)} layers; overlay can mount {_MOST_LAYERS}")
     return Manifest(config=_checked((config,))[0], layers=_checked(layers))
+
+
+def _check_layer_type(media_type: str) -> None:
+    if media_type in _LAYER_TYPES:
+        return
+    reason = "cannot be unpacked"
+    if media_type.startswith(_ELSEWHERE):
+        reason = "are not in registries (foreign, not distributable) and are not fetched elsewhere"
+    elif "encrypted" in media_type:
+        reason = "are encrypted, which is not supported"
+    raise Unsupported(f"layers of type {media_type!r} {reason}")
 
 
 def _checked(descriptors: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
@@ -214,7 +245,8 @@ def host_platform(machine: str) -> Platform:
 def choose_platform(index: Index, host: Platform, name: str) -> Descriptor:
     """Return the entry of `index` that suits `host` best; `name` is for the error.
 
-    The nearest variant wins, then the first in the index; an entry without a platform comes last.
+    The nearest variant wins, then the first in the index; 386 serves on amd64 and arm on arm64
+    where there is nothing else, as containerd has it; an entry without a platform comes last.
     Raises: NotFound if none suits.
     """
     ranked = [
@@ -235,19 +267,25 @@ def suits(platform: Platform, host: Platform) -> bool:
     return _rank(platform, host) is not None
 
 
-def _rank(platform: Platform | None, host: Platform) -> int | None:
-    """Return 0 for the best match, more for worse ones, None for no match."""
+def _rank(platform: Platform | None, host: Platform) -> Rank | None:
+    """Return a rank that is the less the better the match, None for no match."""
     if platform is None:
-        return 1000
-    if (platform.os or "linux", platform.architecture) != (host.os, host.architecture):
+        return (9, 0, 0)
+    if (platform.os or "linux") != host.os:
         return None
+    others = 0
+    if platform.architecture != host.architecture:
+        runs = _RUNS.get(host.architecture)
+        if runs is None or runs.architecture != platform.architecture:
+            return None
+        others, host = 1, runs
     offered, wanted = _level(platform), _level(host)
     # What was built for an older variant runs on a newer one, never the other way.
-    return wanted - offered if offered <= wanted else None
+    return (others, -offered[0], -offered[1]) if offered <= wanted else None
 
 
-def _level(platform: Platform) -> int:
-    """Return N of variant vN; without one the field's default: arm64 v8, arm v7, amd64 v1."""
+def _level(platform: Platform) -> tuple[int, int]:
+    """Return N and M of variant vN.M; without one what the field takes: arm64 v8, arm v7, v1."""
     default = {"arm64": 8, "arm": 7}.get(platform.architecture, 1)
-    number = platform.variant.removeprefix("v")
-    return int(number) if number.isdecimal() and number.isascii() else default
+    parsed = _VARIANT.fullmatch(platform.variant)
+    return (int(parsed[1]), int(parsed[2] or 0)) if parsed else (default, 0)

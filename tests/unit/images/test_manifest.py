@@ -92,6 +92,39 @@ def test_the_nearest_variant_that_the_host_can_run_is_chosen() -> None:
     assert chosen("x86_64", ("amd64", "v3"), ("amd64", "")) == 1
 
 
+def test_an_older_architecture_serves_where_there_is_nothing_else() -> None:
+    assert chosen("x86_64", ("386", ""), ("amd64", "v1")) == 1
+    assert chosen("x86_64", ("s390x", ""), ("386", ""), ("amd64", "v2")) == 1
+    assert chosen("aarch64", ("arm", "v5"), ("arm", "v7"), ("arm", "v6")) == 1
+    assert chosen("aarch64", ("arm64", "v8.2"), ("arm64", "v9"), ("arm64", "v8")) == 2
+    with pytest.raises(NotFound):
+        chosen("armv7l", ("arm64", "v8"), ("386", ""))
+
+
+def test_attestations_of_builders_are_no_platform() -> None:
+    assert chosen("x86_64", ("unknown", ""), ("amd64", "")) == 1
+    with pytest.raises(NotFound):
+        chosen("x86_64", ("unknown", ""))
+
+
+@pytest.mark.parametrize(
+    ("media_type", "words"),
+    [
+        (OCI + "layer.nondistributable.v1.tar+gzip", "not in registries"),
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "not in registries"),
+        (OCI + "layer.v1.tar+gzip+encrypted", "encrypted"),
+        (OCI + "layer.v1.tar+brotli", "cannot be unpacked"),
+        ("application/vnd.wasm.content.layer.v1+wasm", "cannot be unpacked"),
+        ("", "cannot be unpacked"),
+    ],
+)
+def test_a_layer_of_an_unknown_type_is_refused_by_its_name(media_type: str, words: str) -> None:
+    layers = [LAYER, LAYER | {"mediaType": media_type}]
+    with pytest.raises(Unsupported, match=words) as refused:
+        parse_document(encode(config=CONFIG, layers=layers), "")
+    assert repr(media_type) in str(refused.value)
+
+
 def test_an_entry_without_a_platform_is_the_last_resort() -> None:
     assert chosen("x86_64", None, ("amd64", "")) == 1
     assert chosen("x86_64", None, ("arm64", "")) == 0
