@@ -31,6 +31,7 @@ def make_cni_node(scope: leaks.Scope, folders: CniFolders) -> Iterator[Callable[
     """Make and start a node that looks for CNI in `folders`, in a host of its own."""
     nodes: list[Node] = []
     with Namespace() as host:
+        run_in(host.path, "ip", "link", "set", "lo", "up")
 
         def make(kind: str = "cni", timeout_s: int = 20) -> Node:
             network = f'kind = "{kind}"'
@@ -43,6 +44,12 @@ def make_cni_node(scope: leaks.Scope, folders: CniFolders) -> Iterator[Callable[
         folders.behave({})
         for node in nodes:
             node.close()
+
+
+def run_in(netns: str, *command: str) -> str:
+    """Run a command in a network namespace, and return what it prints."""
+    inside = ["nsenter", f"--net={netns}", *command]
+    return subprocess.run(inside, capture_output=True, text=True, check=True).stdout
 
 
 def network_condition(node: Node) -> cri.RuntimeCondition:
@@ -106,11 +113,7 @@ def test_lo_is_up_in_a_pod_of_plugins_that_leave_it_alone(
     folders.write_chain("main")
     node = make_cni_node()
     pod = node.run_pod("web")
-    inside = ["nsenter", f"--net={node.run_dir}/ns/{pod}/net"]
-    shown = subprocess.run(
-        [*inside, "ip", "link", "show", "lo"], capture_output=True, text=True, check=True
-    )
-    assert "LOOPBACK,UP" in shown.stdout
+    assert "LOOPBACK,UP" in run_in(f"{node.run_dir}/ns/{pod}/net", "ip", "link", "show", "lo")
 
 
 @pytest.mark.skipif(
