@@ -100,12 +100,13 @@ class Node:
         run_dir: Path | None = None,
         network: str = 'kind = "builtin"',
         netns: str = "",
+        ipv6: bool = False,
     ) -> None:
         """Write the config of a new node. Nothing runs yet.
 
         settings: TOML of further keys. prefix: length of the address range's. run_dir: elsewhere
         than in the node's folder. network: TOML of further keys of its table. netns: the network
-        namespace that is the node's host; "" is ours.
+        namespace that is the node's host; "" is ours. ipv6: pods have addresses of it, too.
         """
         self.name = f"{leaks.NAME_PREFIX}{session.session_id}n{next(_numbers)}"
         self.folder = Path(scope.folders[0], self.name)
@@ -113,6 +114,9 @@ class Node:
         self.state_dir = self.folder / "state"
         self.config = self.folder / "config.toml"
         self.subnet = session.claim_subnet()
+        subnets = f"{self.subnet.removesuffix('24')}{prefix}"
+        if ipv6:
+            subnets += f",fd00:97:{self.subnet.split('.')[2]}::/64"
         self._enter = ["nsenter", f"--net={netns}"] if netns else []
         self._scope = scope
         self._watched = {str(self.run_dir), str(self.state_dir / "containers")}
@@ -130,7 +134,7 @@ class Node:
             f"[network]\n{network}\n"
             f'bridge = "{self.name}"\n'
             f'table = "{self.name}"\n'
-            f'range = "{self.subnet.removesuffix("24")}{prefix}"\n'
+            f'range = "{subnets}"\n'
         )
 
     # the life of the node
@@ -218,8 +222,14 @@ class Node:
     def command(self, *words: str) -> str:
         """Run `pycri VERB --config FILE ...` and return its standard output."""
         verb, *rest = words
-        program = [*self._enter, sys.executable, "-m", "pycri"]
-        command = [*program, verb, "--config", str(self.config), *rest]
+        return self._run_verb(verb, "--config", str(self.config), *rest)
+
+    def ask(self, *words: str) -> str:
+        """Run `pycri VERB ... --socket SOCKET` and return its standard output."""
+        return self._run_verb(*words, "--socket", f"{self.run_dir}/pycri.sock")
+
+    def _run_verb(self, *words: str) -> str:
+        command = [*self._enter, sys.executable, "-m", "pycri", *words]
         done = subprocess.run(
             command, capture_output=True, text=True, env=session.environment(), check=False
         )

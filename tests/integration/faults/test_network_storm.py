@@ -30,8 +30,7 @@ def test_a_storm_of_pods_and_kills_leaves_nothing(
 ) -> None:
     pods: int = request.config.option.storm_pods
     with Namespace() as host:
-        node = Node(scope, netns=host.path)
-        make_dual_stack(node)
+        node = Node(scope, netns=host.path, ipv6=True)
         try:
             node.start()
             empty = host.run(ruleset)
@@ -45,13 +44,6 @@ def test_a_storm_of_pods_and_kills_leaves_nothing(
             node.close()
         assert host.run(ruleset) == ""
         assert host.run(links) == {"lo"}
-
-
-def make_dual_stack(node: Node) -> None:
-    """Give the node's pods IPv6 as well."""
-    number = node.subnet.split(".")[2]
-    text = node.config.read_text()
-    node.config.write_text(text.replace('.0/24"', f'.0/24,fd00:97:{number}::/64"'))
 
 
 def fields(source: random.Random) -> dict[str, Any]:

@@ -4,8 +4,6 @@
 import contextlib
 import os
 import shutil
-import signal
-import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from tests.integration.kernel.netns import Namespace
 from tests.world import leaks
 from tests.world.cni import DEBIAN_PLUGINS, CniFolders
 from tests.world.daemon import CALL_TIMEOUT_S, Node, refused, wait_until
+from tests.world.reboot import reboot
 
 
 @pytest.fixture
@@ -342,19 +341,3 @@ def test_after_a_reboot_plugins_free_what_the_former_boot_held(
     assert len(folders.calls("GC")) == 2  # one a start
     assert node.pod_status(pod).state == cri.SANDBOX_NOTREADY
     node.remove_pod(pod)
-
-
-def reboot(node: Node) -> None:
-    """Do to a node what a reboot does: no process, no mount, an empty run folder, another boot."""
-    pids = [node.pid_of("spawner"), node.pid_of("monitor")]
-    node.kill("daemon")
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    with open("/proc/self/mountinfo") as table:
-        points = [line.split()[4] for line in table]
-    for point in reversed([point for point in points if point.startswith(str(node.run_dir))]):
-        subprocess.run(["umount", point], check=True)
-    shutil.rmtree(node.run_dir)
-    with contextlib.closing(sqlite3.connect(node.state_dir / "pycri.db")) as database, database:
-        database.execute("UPDATE meta SET value = 'former' WHERE key = 'boot_id'")
-    node.start()
