@@ -175,7 +175,8 @@ class _Place:
     ) -> Iterator[RegistryHost]:
         """Yield one host, or several where it may be asked in several ways."""
         clients = tuple(self._clients(table.client))
-        ca = tuple(map(self._absolute, [table.ca] if isinstance(table.ca, str) else table.ca))
+        authorities = [table.ca] if isinstance(table.ca, str) else table.ca
+        ca = tuple(self._absolute("ca", path) for path in authorities)
         has_tls = bool(ca or clients or table.skip_verify is not None)
         if url is None:
             scheme = _default_scheme(registry, has_tls=has_tls)
@@ -220,7 +221,7 @@ class _Place:
     ) -> Iterator[tuple[str, str]]:
         for one in [client] if isinstance(client, str) else client:
             certificate, key = (one, "") if isinstance(one, str) else one
-            yield self._absolute(certificate), key and self._absolute(key)
+            yield self._absolute("client", certificate), key and self._absolute("client", key)
 
     def _headers(self, header: dict[str, str | tuple[str, ...]]) -> Iterator[tuple[str, str]]:
         for name, values in header.items():
@@ -239,13 +240,19 @@ class _Place:
     def _proxy(self, text: str) -> str:
         if not text:
             return ""
-        parts = urlsplit(text)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
             # Not quoted: it may hold a password.
             raise self._error("proxy", "is not an http or https URL; socks is not supported")
         return text
 
-    def _absolute(self, path: str) -> str:
+    def _absolute(self, key: str, path: str) -> str:
+        if not path or "\0" in path:
+            raise self._error(key, f"{path!r} is not the name of a file")
         return os.path.join(self._file.parent, path)
 
     def _error(self, key: str, reason: str) -> InvalidSettings:

@@ -12,6 +12,7 @@ defaults for names without a host, and names of its own.
 Source: distribution/reference (the grammar that the kubelet applies too).
 """
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -26,11 +27,14 @@ DEFAULT_TAG: Final = "latest"
 _LIBRARY: Final = f"{DEFAULT_HOST}/library"
 
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
+_HOST = re.compile(
+    rf"(?:{_LABEL}(?:\.{_LABEL})*|\[(?P<ip6>[0-9a-fA-F:]+)\])(?::(?P<port>[0-9]{{1,9}}))?"
+)
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _LONGEST_NAME = 255
+_HIGHEST_PORT = 65535
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +92,7 @@ def parse_reference(text: str, defaults: NameDefaults = FIELD_DEFAULTS) -> Refer
     if tag is not None and not _TAG.fullmatch(tag):
         raise _invalid(text, f"{tag!r} is not a tag")
     host, path = _split_host(defaults.aliases.get(name, name), defaults.prefix)
-    if not _HOST.fullmatch(host):
+    if not _is_address(host):
         raise _invalid(text, f"{host!r} is not a registry host")
     if not _PATH.fullmatch(path):
         raise _invalid(text, f"{path!r} is not a repository (lower-case letters, digits, ._-/)")
@@ -116,6 +120,16 @@ def _split_host(name: str, prefix: str) -> tuple[str, str]:
 
 def _is_host(first: str) -> bool:
     return first == "localhost" or "." in first or ":" in first or first != first.lower()
+
+
+def _is_address(host: str) -> bool:
+    found = _HOST.fullmatch(host)
+    if not found or int(found["port"] or 0) > _HIGHEST_PORT:
+        return False
+    try:
+        return not found["ip6"] or bool(ipaddress.IPv6Address(found["ip6"]))
+    except ValueError:
+        return False
 
 
 def _canonical_host(host: str) -> str:

@@ -2,6 +2,8 @@
 import base64
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pycri.errors import Denied, RegistryUnavailable
 from pycri.images.authorization import (
@@ -128,3 +130,18 @@ def test_a_token_is_read_by_either_of_its_names(key: str) -> None:
 def test_an_answer_without_a_usable_token_is_an_error(body: bytes) -> None:
     with pytest.raises(ValueError):
         parse_token(body)
+
+
+_PARTS = st.sampled_from(
+    ["Bearer ", "Basic", "realm=", "scope=", '"', "\\", ",", "=", " ", "x", "http://["]
+)
+
+
+@given(header=st.one_of(st.text(), st.lists(_PARTS).map("".join)))
+def test_any_challenge_is_read_and_answered_or_refused(header: str) -> None:
+    for challenge in parse_challenges([header]):
+        assert challenge.scheme in ("basic", "bearer")
+        try:
+            plan_token_request(challenge, KIM, QUAY, "a")
+        except (Denied, RegistryUnavailable):
+            continue

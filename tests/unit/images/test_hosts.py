@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import tomllib
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pycri.errors import InvalidSettings
 from pycri.images.certs import read_hosts
@@ -216,3 +220,46 @@ def test_a_file_that_is_no_toml_is_an_error_and_not_passed_over(tmp_path: Path) 
 @pytest.mark.parametrize("name", [None, "", "localhost.example", "10.0.0.1", "::2"])
 def test_only_this_machine_is_loopback(name: str | None) -> None:
     assert not is_loopback(name)
+
+
+_WORDS = st.sampled_from(
+    ["", "a.pem", "5s", "1h2m", "pull", "https://x.example/v2", "http://[", "x:y", "http://x:99999"]
+)
+_VALUES = st.recursive(
+    st.one_of(_WORDS, st.text(), st.booleans(), st.integers(), st.floats()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(_WORDS, inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+_PATH = st.one_of(_WORDS, st.text())
+_FITTING: dict[str, st.SearchStrategy[Any]] = {
+    "capabilities": st.lists(st.sampled_from(["pull", "resolve", "push"])),
+    "ca": st.one_of(_PATH, st.lists(_PATH, max_size=3)),
+    "client": st.one_of(_PATH, st.lists(st.one_of(_PATH, st.tuples(_PATH, _PATH).map(list)))),
+    "skip_verify": st.booleans(),
+    "header": st.dictionaries(st.text(), st.one_of(st.text(), st.lists(st.text())), max_size=2),
+    "override_path": st.booleans(),
+    "dial_timeout": _PATH,
+    "proxy": _PATH,
+}
+_TABLE = st.fixed_dictionaries(
+    {}, optional={key: st.one_of(fitting, _VALUES) for key, fitting in _FITTING.items()}
+)
+
+
+@given(top=_TABLE, server=_PATH, hosts=st.dictionaries(_PATH, _TABLE, max_size=2))
+def test_any_file_gives_hosts_that_can_be_asked_or_one_kind_of_error(
+    top: dict[str, Any], server: str, hosts: dict[str, Any]
+) -> None:
+    try:
+        found = parse_hosts(top | {"server": server, "host": hosts}, FILE, "docker.io")
+    except InvalidSettings as error:
+        assert str(error).startswith(f"{FILE}: ")
+        return
+    assert found and found[-1].is_server
+    for host in found:
+        url = urlsplit(host.url)
+        assert url.scheme in ("http", "https") and url.hostname
+        assert all(path.startswith("/") and "\0" not in path for path in host.ca)
+        assert host.dial_timeout_s > 0
