@@ -73,12 +73,13 @@ class Verifiers:
         try:
             async with asyncio.timeout(self._timeout_s):
                 reason, complaint, status = await _converse(process, _describe(root))
-        except TimeoutError:
-            raise SignatureRejected(
-                f"{reference}: verifier {name} did not answer within {self._timeout_s:g} s"
-            ) from None
-        finally:
+        except BaseException as error:
             await _end(process)
+            if isinstance(error, TimeoutError):
+                raise SignatureRejected(
+                    f"{reference}: verifier {name} did not answer within {self._timeout_s:g} s"
+                ) from None
+            raise
         _log.debug("verifier", name=name, image=str(reference), status=status, stderr=complaint)
         if status != 0:
             raise SignatureRejected(f"{reference}: verifier {name} (status {status}): {reason}")
@@ -135,7 +136,7 @@ async def _read(stream: asyncio.StreamReader) -> str:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a program that still runs, and what it has started."""
+    """Kill a program and what it has started, one of which still runs: the group's id is theirs."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

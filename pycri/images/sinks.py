@@ -107,7 +107,8 @@ class FolderSink:
 
     def _write(self, name: str, body: bytes) -> None:
         if name != INDEX:
-            (self._path / name).write_bytes(body)
+            with open(os.open(self._path / name, _NEW, 0o644), "wb") as file:
+                file.write(body)
             return
         folder_fd = os.open(self._path, _DIRECTORY)
         try:

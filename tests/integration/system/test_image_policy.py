@@ -145,6 +145,23 @@ def test_a_registry_that_is_rejected_is_not_even_asked(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_pull_asks_again_about_an_image_that_is_there(tmp_path: Path) -> None:
+    write_verifier(tmp_path / "verifiers", "fickle", f"test ! -e {tmp_path}/revoked")
+
+    async def main() -> None:
+        async with (
+            FaultyRegistry.start(build_layered()) as registry,
+            open_store(tmp_path, rules=make_rules(tmp_path, {"*": "verify"})) as store,
+        ):
+            image = await store.pull(registry.reference, None)
+            (tmp_path / "revoked").touch()
+            with pytest.raises(SignatureRejected, match="fickle"):
+                await store.pull(registry.reference, None)
+            assert store.images() == (image,)
+
+    run(main())
+
+
 def test_the_kubelet_reads_a_rejection_by_its_name(
     make_node: Callable[..., Node], images: Any, tmp_path: Path
 ) -> None:

@@ -142,6 +142,9 @@ def test_a_config_that_is_damaged_is_named(own_node: Node, images: Images) -> No
     node.start()
     status, stdout, _ = run(node, "image", "check")
     assert status == 1 and "its config is not what it was" in stdout
+    succeed(node, "image", "check", "--repair")
+    node.pull(images["busybox"])
+    assert succeed(node, "image", "check").startswith("ok")
 
 
 def test_df_tells_what_a_removal_gives_back(own_node: Node, images: Images) -> None:
