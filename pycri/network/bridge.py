@@ -91,6 +91,10 @@ class BridgeNetwork:
         """Return why pods cannot be attached (the condition NetworkReady), or None."""
         return self._problem
 
+    def describe(self) -> dict[str, str]:
+        """Return bridge and ranges."""
+        return {"network": f"built-in: {self._settings.bridge}, {render_ranges(self._ranges)}"}
+
     def releasing(self) -> frozenset[PodId]:
         """Return the detached pods whose addresses are not free yet."""
         return self._leases.releasing

@@ -92,6 +92,9 @@ class ChosenNetwork:
         self._cni.look_soon()
         return self._builtin.problem()
 
+    def describe(self) -> dict[str, str]:
+        return (self._cni if self._is_cni() else self._builtin).describe()
+
     async def start(self) -> None:
         await self._cni.clean_up()
         await self._choose()

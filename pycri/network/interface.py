@@ -60,6 +60,9 @@ class PodNetwork(Protocol):
         pods: every pod with a record, also those that are being made or stopped.
         """
 
+    def describe(self) -> dict[str, str]:
+        """Return what a verbose Status shows of it, by name; from memory."""
+
     async def check(self) -> list[str]:
         """Compare what is on record with what is there; return what is not as it is to be."""
 

@@ -35,6 +35,7 @@ class Node:
         return {
             "spawner_pid": str(self._spawner.pid),
             "monitor_pid": str(self._spawner.monitor_pid),
+            **self._network.describe(),
         }
 
 

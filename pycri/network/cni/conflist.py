@@ -56,6 +56,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     disable_check: bool = False
     disable_gc: bool = False
 
+    def as_json(self) -> Json:
+        """Return the network as a conflist would have it."""
+        plugins = [plugin.fields for plugin in self.plugins]
+        return {"cniVersion": self.version, "name": self.name, "plugins": plugins}
+
     def speaks(self, version: str) -> bool:
         """Tell whether plugins are spoken to in `version` or a later one."""
         return VERSIONS.index(self.version) >= VERSIONS.index(version)

@@ -84,6 +84,16 @@ class CniNetwork:
         self.look_soon()
         return self._fault or self._status
 
+    def describe(self) -> dict[str, str]:
+        """Return the folder's default network, in JSON, and what is wrong, as containerd does."""
+        network = self.folder.held.default
+        config = {"confDir": self.folder.path, "network": network and network.as_json()}
+        return {
+            "network": "CNI",
+            "cniconfig": msgspec.json.encode(config).decode(),
+            "lastCNILoadStatus": self._fault or "OK",
+        }
+
     def look_soon(self) -> None:
         """Look at the folder and ask for the plugins' status, in the background."""
         if self._refreshing is None or self._refreshing.done():

@@ -2,6 +2,7 @@
 """A node whose pods are on CNI plugins. The node's host is a network namespace of its own."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -188,6 +189,9 @@ def test_without_a_configuration_the_network_is_not_ready_and_with_one_it_is(
     folders.write_chain("main")
     wait_ready(node)
     node.remove_pod(node.run_pod("web"))
+    info = node.runtime.Status(cri.StatusRequest(verbose=True), timeout=CALL_TIMEOUT_S).info
+    assert info["lastCNILoadStatus"] == "OK"
+    assert json.loads(info["cniconfig"])["network"]["plugins"][0]["type"] == "main"
 
 
 def test_no_change_of_the_folder_is_missed(
