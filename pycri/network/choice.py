@@ -97,6 +97,9 @@ class ChosenNetwork:
 
     async def start(self) -> None:
         await self._cni.clean_up()
+        if not self._saved:
+            saved = await self._database.transact(lambda c: load_meta(c, CHOSEN_KEY))
+            self._chosen = self._saved = saved == "cni"
         await self._choose()
         await (self._cni if self._is_cni() else self._builtin).start()
 
@@ -139,10 +142,7 @@ class ChosenNetwork:
 
     async def _choose(self) -> None:
         """Look at the folder, and keep what was chosen first."""
-        if not self._chosen:
-            saved = await self._database.transact(lambda c: load_meta(c, CHOSEN_KEY))
-            self._chosen = self._saved = saved == "cni"
         await self._cni.folder.read()
         if self._is_cni() and not self._saved:
-            self._chosen = self._saved = True
             await self._database.transact(lambda c: save_meta(c, CHOSEN_KEY, "cni"))
+            self._chosen = self._saved = True

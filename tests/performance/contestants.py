@@ -40,12 +40,13 @@ def _folder_in_memory(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def start_pycri(
-    folder: Path, *, name: str = "pycri", settings: str = "", network: str = 'kind = "builtin"'
+    folder: Path, *, name: str = "pycri", settings: str = "", network: str = 'kind = "auto"'
 ) -> Iterator[Contestant]:
     """Run pycri with its default settings on folders and names of its own.
 
     settings, network: TOML of further keys, as `Node` takes them.
     """
+    settings = settings or f'[network.cni]\nconf_dir = "{folder}/net.d"\n'  # which is not there
     with _folder_in_memory(folder / f"run-{name}") as run:
         scope = leaks.Scope(folders=(str(folder),))
         node = Node(
