@@ -48,6 +48,8 @@ WEBSOCKET_PROTOCOLS = {
 }
 
 _MOST_STREAMS = 8
+_MOST_EARLY_BYTES = 64 << 10
+"""Of input that comes before the last stream is opened."""
 _LARGEST_RESIZE_BYTES = 256
 _RESIZE_VERSION = 3
 
@@ -145,6 +147,8 @@ class SpdyChannels:
         self._streams: dict[Channel, int] = {}
         self._channels: dict[int, Channel] = {}
         self._sizes = _Sizes()
+        self._early: list[Event] = []
+        self._early_bytes = 0
 
     def receive(self, data: memoryview) -> list[Event]:
         events: list[Event] = []
@@ -185,7 +189,7 @@ class SpdyChannels:
                 self._input(self._channels.get(stream), payload, events)
             case spdy.Ended(stream=stream):
                 if self._channels.get(stream) is Channel.STDIN:
-                    events.append(StdinEnded())
+                    self._tell(StdinEnded(), events)
             case spdy.Reset(stream=stream):
                 self._reset(self._channels.get(stream), events)
             case spdy.GoneAway():
@@ -206,19 +210,29 @@ class SpdyChannels:
         if channel is Channel.STDIN and self._version == 1:
             self._spdy.answer(self._spdy.end(stream))
         if not self._missing:
-            events.append(Ready())
+            events += [Ready(), *self._early]
+            self._early.clear()
 
     def _input(self, channel: Channel | None, payload: memoryview, events: list[Event]) -> None:
         if channel is Channel.STDIN:
-            events.append(Stdin(payload))
+            self._tell(Stdin(bytes(payload) if self._missing else payload), events)
         elif channel is Channel.RESIZE:
-            events += self._sizes.receive(payload)
+            for size in self._sizes.receive(payload):
+                self._tell(size, events)
+        if self._missing:
+            self._early_bytes += len(payload)
+            if self._early_bytes > _MOST_EARLY_BYTES:
+                raise ProtocolViolation("input without end before all streams are there")
+
+    def _tell(self, event: Event, events: list[Event]) -> None:
+        """Tell of an event, or keep it until there is a process that it can be about."""
+        (self._early if self._missing else events).append(event)
 
     def _reset(self, channel: Channel | None, events: list[Event]) -> None:
         if channel is Channel.STDIN:
-            events.append(StdinEnded())
+            self._tell(StdinEnded(), events)
         elif channel in (Channel.STDOUT, Channel.STDERR):
-            events.append(Refused(channel))
+            self._tell(Refused(channel), events)
 
 
 class WebSocketChannels:

@@ -11,6 +11,7 @@ import contextlib
 from typing import Any
 
 from pycri.errors import PycriError
+from pycri.logs import Log
 from pycri.model.streams import ExecRequest
 from pycri.streaming.channels import (
     Broken,
@@ -29,6 +30,8 @@ from pycri.streaming.interface import Process
 from pycri.streaming.status import Failure, Outcome
 from pycri.streaming.stdio import Stdio
 from pycri.streaming.wire import Wire
+
+_log = Log("streaming")
 
 _FAREWELL_S = 2.0
 """For telling a client why its session is cut short."""
@@ -137,6 +140,9 @@ class CommandSession:
             self._stdio = await self._start()
         except PycriError as error:
             return Failure(str(error))
+        except Exception as error:  # noqa: BLE001  the edge: the client is told that it failed
+            _log.exception("cannot start a session", error)
+            return Failure(f"{type(error).__name__}: {error}")
         self._begun.set()
         return await self._stdio.carry(self._request)
 

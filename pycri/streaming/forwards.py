@@ -182,15 +182,17 @@ class ForwardSession:
 
     async def _forward(self, connection: int, port: int, target: Target) -> None:
         """Connect, and carry what the pod sends, until both ways are closed."""
+        call = self._context.sessions.connect(self._request, port)
         try:
-            call = self._context.sessions.connect(self._request, port)
-            fd: int = await self._context.obtain(call, _close)
+            try:
+                fd = await self._context.obtain(call, _close)
+            except (PycriError, OSError) as error:
+                await self._wire.send(self._channels.fail(connection, str(error)))
+                return
             with socket.socket(fileno=fd) as sock:
                 sock.settimeout(0)
                 target.connected.set_result(sock)
                 await self._carry(connection, target, sock)
-        except PycriError as error:
-            await self._wire.send(self._channels.fail(connection, str(error)))
         finally:
             if not target.connected.done():
                 target.connected.set_result(None)

@@ -23,11 +23,17 @@ class Exited(msgspec.Struct, frozen=True):
 
     code: int
 
+    def __str__(self) -> str:
+        return f"exit code {self.code}"
+
 
 class Failure(msgspec.Struct, frozen=True):
     """The process could not be started, or nobody knows how it ended."""
 
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 Outcome = Exited | Failure

@@ -13,12 +13,15 @@ from functools import partial
 
 from pycri.errors import PycriError
 from pycri.kernel.fds import close_all
+from pycri.logs import Log
 from pycri.streaming.channels import Channel, CommandChannels, Request
 from pycri.streaming.context import Context, cancel
 from pycri.streaming.interface import Process
 from pycri.streaming.pump import PIPE_BYTES, Pump
 from pycri.streaming.status import Exited, Failure, Outcome
 from pycri.streaming.wire import Wire, write_all, write_now
+
+_log = Log("streaming")
 
 
 class Stdio:
@@ -117,6 +120,9 @@ class Stdio:
             return Exited(await self._context.ask(self._process.wait()))
         except PycriError as error:
             return Failure(str(error))
+        except Exception as error:  # noqa: BLE001  the edge: the client is told that it failed
+            _log.exception("cannot wait for a process", error)
+            return Failure(f"{type(error).__name__}: {error}")
 
 
 async def _drop(_: memoryview) -> None:

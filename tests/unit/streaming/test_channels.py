@@ -83,6 +83,24 @@ class TestSpdy:
             StdinEnded(),
         ]
 
+    def test_input_before_the_last_stream_is_kept_for_the_process(self) -> None:
+        channels, client = SpdyChannels(request("stdin", "stdout"), 4), SpdyClient()
+        sent = client.open(1, {"streamtype": "stdin"}) + frames.data(1, b"early", fin=True)
+        sent += client.open(3, {"streamtype": "stdout"}) + frames.reset(3)
+        assert receive(channels, sent) == []
+        assert receive(channels, client.open(5, {"streamtype": "error"})) == [
+            Ready(),
+            Stdin(b"early"),
+            StdinEnded(),
+            Refused(Channel.STDOUT),
+        ]
+
+    def test_input_without_end_before_the_last_stream_is_a_violation(self) -> None:
+        channels, client = SpdyChannels(request("stdin", "stdout"), 4), SpdyClient()
+        receive(channels, client.open(1, {"streamtype": "stdin"}))
+        (event,) = receive(channels, frames.data(1, b"x" * 70_000))
+        assert isinstance(event, Broken)
+
     def test_a_size_that_no_terminal_has_is_passed_over(self) -> None:
         channels, _, streams = self.open(4, "stdout", tty=True)
         for size in (b'{"Width":0,"Height":0}', b'{"Width":65536,"Height":9}'):
