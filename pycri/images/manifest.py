@@ -8,6 +8,7 @@ Docker's "manifest list" and "schema 2 manifest" are the same documents under ot
 Source: OCI image-spec (image-index.md, manifest.md, config.md), Docker image manifest v2 schema 2.
 """
 
+import hashlib
 import re
 from typing import Final, TypeVar
 
@@ -227,6 +228,18 @@ def _decode(body: bytes, kind: type[T], what: str) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptImage(f"the image's {what} cannot be read: {error}") from error
+
+
+def chain_id(diff_ids: tuple[Digest, ...]) -> Digest | None:
+    """Return what stands for a stack of layers, bottom first; None for none.
+
+    Source: OCI image-spec, config.md, "Layer ChainID".
+    """
+    chain: Digest | None = None
+    for diff_id in diff_ids:
+        text = f"{chain} {diff_id}".encode()
+        chain = Digest("sha256:" + hashlib.sha256(text).hexdigest()) if chain else diff_id
+    return chain
 
 
 def host_platform(machine: str) -> Platform:

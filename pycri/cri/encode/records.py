@@ -7,6 +7,7 @@ import msgspec
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.signals import encode_signal
+from pycri.images.manifest import chain_id
 from pycri.model.container import ContainerRecord, ContainerState, Mount, Propagation
 from pycri.model.host import Condition
 from pycri.model.image import FilesystemUsage, Image
@@ -163,6 +164,7 @@ def encode_image_info(image: Image) -> dict[str, str]:
     """Return the verbose map of an image. Its environment is no secret: it is published with it."""
     config = image.config
     return _info(
+        chainID=chain_id(image.layers) or "",
         imageSpec={
             "architecture": image.architecture,
             "created": image.created,
@@ -176,7 +178,7 @@ def encode_image_info(image: Image) -> dict[str, str]:
                 "Labels": config.labels,
             },
             "rootfs": {"type": "layers", "diff_ids": image.layers},
-        }
+        },
     )
 
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import random
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,38 @@ def test_a_folder_that_is_not_what_it_was_is_told(
         if path.exists() and "time" not in words:
             os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
     with pytest.raises(CorruptImage, match=words):
+        layer.check()
+
+
+SPARSE_OPTIONS = [["--format=gnu"]] + [
+    ["--format=posix", f"--sparse-version={version}"] for version in ("0.0", "0.1", "1.0")
+]
+
+
+@pytest.mark.parametrize("options", SPARSE_OPTIONS)
+def test_sparse_files_come_back_and_are_compared(options: list[str], tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with open(source / "sparse", "wb") as file:
+        for number in range(30):
+            file.seek(number * 200_000)
+            file.write(os.urandom(5000))
+        file.truncate(8_000_000)
+    command = ["tar", "-C", str(source), "--sparse", *options, "-cf", "-", "."]
+    archive = subprocess.run(command, capture_output=True, check=True).stdout
+    layer = Unpacked(tmp_path, archive)
+    assert layer.pack() == archive
+    layer.check()
+    copy = layer.folder / "sparse"
+    mtime_ns = copy.stat().st_mtime_ns
+    with open(copy, "r+b") as file:
+        file.seek(400_100)
+        file.write(b"another")
+    os.utime(copy, ns=(mtime_ns, mtime_ns))
+    with pytest.raises(CorruptImage, match=r"'\./sparse' is not what it was"):
+        layer.check()
+    os.truncate(copy, 7_000_000)
+    with pytest.raises(CorruptImage, match="is not the file of 8000000 bytes"):
         layer.check()
 
 
