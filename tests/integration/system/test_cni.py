@@ -345,3 +345,36 @@ def test_after_a_reboot_plugins_free_what_the_former_boot_held(
     assert len(folders.calls("GC")) == 2  # one a start
     assert node.pod_status(pod).state == cri.SANDBOX_NOTREADY
     node.remove_pod(pod)
+
+
+def test_plugins_that_hang_do_not_keep_a_node_from_starting(
+    folders: CniFolders, make_cni_node: Callable[..., Node]
+) -> None:
+    folders.write_chain("main", version="1.1.0")
+    node = make_cni_node(timeout_s=600)
+    wait_ready(node)
+    pods = [node.run_pod(f"old-{number}") for number in range(2)]
+    folders.behave(dict.fromkeys(("GC", "DEL", "STATUS"), "hang"))
+    reboot(node)
+    assert "have not told their status yet" in network_condition(node).message
+    folders.behave({})
+    node.restart()
+    wait_until(lambda: not folders.held(), what="freed")
+    wait_ready(node)
+    for pod in pods:
+        node.remove_pod(pod)
+
+
+def test_a_daemon_that_is_stopped_in_add_ends_soon_and_undoes_it(
+    folders: CniFolders, make_cni_node: Callable[..., Node]
+) -> None:
+    folders.write_chain("first", "second")
+    node = make_cni_node(timeout_s=600)
+    folders.behave({"second/ADD": "hang"})
+    with begin(lambda: node.run_pod("cut")):
+        wait_until(lambda: any("second" in held for held in folders.held()), what="it hangs")
+        node.stop()
+    assert not hanging(folders)
+    node.start()
+    wait_until(lambda: not folders.held(), what="freed")
+    assert not node.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
