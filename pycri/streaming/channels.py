@@ -11,9 +11,10 @@ A session has up to five channels, whatever carries them:
     3       error   us       error                        3      at the end: see status.py
     4       resize  client   resize                       4      {"Width": 80, "Height": 24}
 
-    SPDY       v1 ... v4.channel.k8s.io. The process is started when the client has opened all
-               streams that the request asks for; resize is there with a tty, from v3 on. Either
-               side half-closes its way with FIN. In v1 we close ours of stdin at once.
+    SPDY       channel.k8s.io (v1), v2 ... v4.channel.k8s.io. The process is started when the
+               client has opened all streams that the request asks for; resize is there with a tty,
+               from v3 on. Either side half-closes its way with FIN. In v1 we close ours of stdin at
+               once.
     WebSocket  "", channel.k8s.io (both as v1), v4.channel.k8s.io, v5.channel.k8s.io; the kinds
                base64.* carry text: the number as a digit, then base64. All channels are there at
                once; we begin with an empty message, which says so. Only v5 can half-close: a
@@ -36,7 +37,12 @@ from pycri.streaming.spdy import ResetStatus, SpdyConnection, render_data_head
 from pycri.streaming.status import Outcome, render_outcome
 from pycri.streaming.websocket import Closed, WebSocket
 
-SPDY_PROTOCOLS = {f"v{n}.channel.k8s.io": n for n in (4, 3, 2, 1)}
+SPDY_PROTOCOLS = {
+    "v4.channel.k8s.io": 4,
+    "v3.channel.k8s.io": 3,
+    "v2.channel.k8s.io": 2,
+    "channel.k8s.io": 1,
+}
 """Sub-protocols to versions. A client without one cannot be: the header is required."""
 WEBSOCKET_PROTOCOLS = {
     "v5.channel.k8s.io": 5,

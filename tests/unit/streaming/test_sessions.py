@@ -53,7 +53,9 @@ async def begin(
     """Open a session over SPDY with all its streams."""
     url = server.url(request)
     client = await Client.connect(url)
-    await client.upgrade_spdy(url, f"v{version}.channel.k8s.io")
+    await client.upgrade_spdy(
+        url, f"v{version}.channel.k8s.io" if version > 1 else "channel.k8s.io"
+    )
     names = [name for name in ("stdin", "stdout", "stderr") if getattr(request, name)]
     resize = ["resize"] if request.tty and version >= 3 else []
     return client, await client.open("error", *names, *resize)
