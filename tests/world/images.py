@@ -3,6 +3,7 @@
 
 busybox   a shell and its applets, named users and groups
 nginx     busybox, and above it nginx-light with its libraries, on port 80 in the foreground
+iperf3    busybox, and above it iperf3 with its libraries, a server on port 5201
 layered   four layers that overwrite, hide and link each other's files
 """
 
@@ -86,6 +87,24 @@ def nginx_layer() -> bytes:
     return layer.tar()
 
 
+def iperf3_packages() -> list[str]:
+    """Return iperf3 and all that it loads."""
+    libraries = debian.list_libraries("iperf3")
+    deeper = [name for library in libraries for name in debian.list_libraries(library)]
+    return ["iperf3", *sorted({*libraries, *deeper})]
+
+
+@cache
+def iperf3_layer() -> bytes:
+    """Return the layer with iperf3 and the shared objects it loads."""
+    layer = Layer()
+    with debian.staged(iperf3_packages()) as tree:
+        layer.host_file("usr/bin/iperf3", tree / "usr/bin/iperf3")
+        for path, source in debian.find_shared_objects(tree, "usr/bin/iperf3").items():
+            layer.host_file(path, source)
+    return layer.tar()
+
+
 LAYERED_SCRIPT = """\
 #!/bin/sh
 cat /data/kept /data/replaced /fresh/only
@@ -149,6 +168,12 @@ def build_nginx() -> Image:
     return build_image([busybox_layer(), nginx_layer()], config)
 
 
+def build_iperf3() -> Image:
+    """Build iperf3."""
+    config = {"Entrypoint": ["/usr/bin/iperf3"], "Cmd": ["--server"], "Env": [f"PATH={PATH}"]}
+    return build_image([busybox_layer(), iperf3_layer()], config)
+
+
 def build_layered(compression: str = "gzip", *, docker: bool = False) -> Image:
     """Build the image of many layers."""
     config = {"Cmd": ["/run.sh"], "Env": [f"PATH={PATH}"]}
@@ -179,6 +204,7 @@ BUILDERS: dict[str, Callable[[], Image]] = {
     "busybox:plain": lambda: build_busybox(""),
     "configured": build_configured,
     "nginx": build_nginx,
+    "iperf3": build_iperf3,
     "layered": build_layered,
     "layered:zstd": lambda: build_layered("zstd"),
     "layered:docker": lambda: build_layered(docker=True),
