@@ -86,15 +86,17 @@ class Endpoint:
 
         Raises: NotFound, Denied, RegistryUnavailable, CorruptImage.
         """
-        async with self._open("GET", f"manifests/{target}") as response:
-            body = await read_body(response, _MANIFEST_LIMIT)
-            digest = Digest("sha256:" + hashlib.sha256(body).hexdigest())
-            promised = target if ":" in target else response.headers.get("Docker-Content-Digest")
-            if promised not in (None, digest):
-                raise CorruptImage(f"the manifest {target} is {digest}, promised was {promised}")
-            # What is none, like the page of a gateway that asks to log in, is this host's failure.
-            parse_document(body, response.content_type)
-            return Document(body=body, media_type=response.content_type, digest=digest)
+        broken = 0
+        while True:
+            async with self._open("GET", f"manifests/{target}") as response:
+                try:
+                    return _document(target, response, await read_body(response, _MANIFEST_LIMIT))
+                except RegistryUnavailable:
+                    broken += 1
+                    pause = self._pause_s(broken, begun=True)
+                    if pause is None:
+                        raise
+            await asyncio.sleep(pause)
 
     async def resolve(self, tag: str) -> Digest:
         """Return what a tag stands for, without fetching it where the host can say so.
@@ -251,6 +253,16 @@ class Endpoint:
             reason = f"{reason}, retry after {again[:40]}"
         origin = response.url.origin()
         return RegistryUnavailable(f"{origin} answers {status} ({reason}{said}) for {name}")
+
+
+def _document(target: str, response: Response, body: bytes) -> Document:
+    digest = Digest("sha256:" + hashlib.sha256(body).hexdigest())
+    promised = target if ":" in target else response.headers.get("Docker-Content-Digest")
+    if promised not in (None, digest):
+        raise CorruptImage(f"the manifest {target} is {digest}, promised was {promised}")
+    # What is none, like the page of a gateway that asks to log in, is this host's failure.
+    parse_document(body, response.content_type)
+    return Document(body=body, media_type=response.content_type, digest=digest)
 
 
 async def _rest(response: Response, at: int, size: int) -> AsyncGenerator[bytes, None]:

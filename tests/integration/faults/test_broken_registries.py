@@ -3,12 +3,14 @@
 
 import asyncio
 import os
+import random
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from pycri import errors
 from pycri.cri.api import runtime_v1_pb2 as cri
@@ -17,7 +19,14 @@ from pycri.model.image import RegistryAuth
 from tests.world import session
 from tests.world.daemon import CALL_TIMEOUT_S, Node, wait_until
 from tests.world.faulty_proxy import FaultyProxy, redirects
-from tests.world.image_stores import Handler, answers, list_layers, open_store, wait_for_layers
+from tests.world.image_stores import (
+    Handler,
+    answers,
+    list_layers,
+    open_store,
+    read_tree,
+    wait_for_layers,
+)
 from tests.world.oci import Image, Layer, build_image
 from tests.world.registry import PASSWORD, USERNAME, Registry
 
@@ -109,6 +118,57 @@ def test_a_transfer_that_breaks_off_is_taken_up_again_where_it_broke(
             proxy.faults[built.layers[0]] = fault(proxy)
             await pulls(tmp_path, name_at(proxy), built)
             assert ranges(proxy, built.layers[0]) == ["", "bytes=100000-", "bytes=200000-"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("part", ["manifest", "config"])
+def test_a_short_document_that_breaks_off_is_asked_for_again(
+    part: str, built: Image, registry: Registry, tmp_path: Path
+) -> None:
+    ending = "/latest" if part == "manifest" else built.config
+
+    async def main() -> None:
+        async with FaultyProxy.start(registry.address) as proxy:
+            proxy.faults[ending] = proxy.cuts(after=20, times=3)
+            await pulls(tmp_path, name_at(proxy), built)
+            assert proxy.asked(ending) == 4
+
+    run(main())
+
+
+def test_pulls_come_through_a_storm_of_faults(registry: Registry, tmp_path: Path) -> None:
+    """Nothing that is listed in the end is other than it was pushed."""
+    seed = random.randrange(1_000_000)
+    chance = random.Random(seed)
+    layers = [
+        [Layer().file(f"{n}-{m}", os.urandom(SIZE)).tar() for m in range(2)] for n in range(6)
+    ]
+    images = [build_image(tars, {}) for tars in layers]
+    for number, image in enumerate(images):
+        registry.push(image, f"tests/storm-{number}")
+
+    async def main() -> None:
+        async with FaultyProxy.start(registry.address) as proxy:
+
+            async def storm(request: web.Request) -> web.StreamResponse:
+                after = chance.randrange(1_000, SIZE)
+                faults: list[Handler] = [
+                    proxy.cuts(after=after),
+                    proxy.truncates(after=after),
+                    answers(chance.choice([429, 500, 503]), headers=SOON),
+                ]
+                # Answers shorter than that, all manifests, come whole.
+                return await (chance.choice(faults) if chance.random() < 0.3 else proxy.serve)(
+                    request
+                )
+
+            proxy.faults[""] = storm
+            async with open_store(tmp_path, stall_timeout_s=20) as store:
+                names = [f"{proxy.address}/tests/storm-{number}" for number in range(len(images))]
+                found = await asyncio.gather(*(store.pull(name, None) for name in names))
+                assert [one.id for one in found] == [image.config for image in images], seed
+                assert len(list(read_tree(tmp_path / "images/layers"))) == 24, seed
 
     run(main())
 
