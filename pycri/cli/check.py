@@ -89,10 +89,12 @@ def _read_surroundings(path: Path | None) -> Surroundings:
     from pycri.config import load
     from pycri.kernel.mounts import read_propagation
     from pycri.network.choice import survey
+    from pycri.network.fitness import find_fault
 
     with open("/proc/filesystems", encoding="ascii") as file:
         names = frozenset(line.split()[-1] for line in file if line.strip())
-    network, fault = survey(load(path).network)
+    settings = load(path)
+    network, fault = survey(settings.network, lambda: find_fault(settings))
     return Surroundings(
         root=os.geteuid() == 0,
         filesystems=names,

@@ -292,10 +292,7 @@ class BridgeNetwork:
         await self._database.transact(lambda c: records.save_meta(c, key, value))
 
     async def _load_gateways(self) -> set[InterfaceAddress]:
-        saved = await self._load(GATEWAYS_KEY)
-        return (
-            set(map(ip_interface, msgspec.json.decode(saved, type=list[str]))) if saved else set()
-        )
+        return decode_gateways(await self._load(GATEWAYS_KEY))
 
     async def _save_gateways(self, gateways: Collection[InterfaceAddress]) -> None:
         await self._save(GATEWAYS_KEY, msgspec.json.encode(sorted(map(str, gateways))).decode())
@@ -303,6 +300,11 @@ class BridgeNetwork:
     async def _blocking(self, work: Callable[[], T]) -> T:
         """Run `work` in the network thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def decode_gateways(saved: str | None) -> set[InterfaceAddress]:
+    """Return the addresses that were given to the bridge, as they are on record."""
+    return set(map(ip_interface, msgspec.json.decode(saved or "[]", type=list[str])))
 
 
 def _decode_changes(saved: str | None) -> dict[str, sysctls.Change]:

@@ -10,6 +10,7 @@ A pod stays on the network that it was attached to.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from pycri.config import NetworkSettings, Settings
 from pycri.errors import Unavailable
@@ -26,6 +27,7 @@ from pycri.network.cni.network import (
     interface_name,
 )
 from pycri.network.cni.operations import Operations
+from pycri.network.hostports import host_ports_of, name_of
 from pycri.network.interface import PodNetwork
 from pycri.state.database import Database
 from pycri.state.records import delete_meta, load_meta, save_meta
@@ -42,12 +44,15 @@ def make_pod_network(settings: Settings, database: Database) -> PodNetwork:
     return ChosenNetwork(builtin, cni, database, only_cni=settings.network.kind == "cni")
 
 
-def survey(settings: NetworkSettings) -> tuple[str, str]:
-    """Return which network pods would get now, in words, and what is wrong with it, or ""."""
+def survey(settings: NetworkSettings, find_fault: Callable[[], str]) -> tuple[str, str]:
+    """Return which network pods would get now, in words, and what is wrong with it, or "".
+
+    find_fault: of the built-in network (`fitness.find_fault`); asked only where it is that one.
+    """
     conf_dir = settings.cni.conf_dir
     files = () if settings.kind == "builtin" else read_files(conf_dir)
     if settings.kind != "cni" and not files:
-        return f"built-in: bridge {settings.bridge}, range {settings.range}", ""
+        return f"built-in: bridge {settings.bridge}, range {settings.range}", find_fault()
     folder = parse_folder(files)
     if folder.default is None:
         return "CNI", describe_absence(folder, conf_dir)
@@ -61,7 +66,9 @@ def preview_attachment(settings: NetworkSettings, spec: PodSpec) -> str:
     """Return the steps of attaching a pod, as the settings and the CNI folder are now."""
     files = () if settings.kind == "builtin" else read_files(settings.cni.conf_dir)
     if settings.kind != "cni" and not files:
-        return f"attach to {settings.bridge}, with a free address of {settings.range}\n"
+        ports = [f"host port {name_of(p)} -> {p.container_port}\n" for p in host_ports_of(spec)]
+        attached = f"attach to {settings.bridge}, with a free address of {settings.range}\n"
+        return attached + "".join(ports)
     try:
         networks = choose_networks(parse_folder(files), spec, settings.cni.conf_dir)
     except Unavailable as error:

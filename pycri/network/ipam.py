@@ -22,7 +22,7 @@ import msgspec
 from pycri import errors
 from pycri.model.ids import PodId
 from pycri.model.pod import PortMapping, Protocol
-from pycri.model.ranges import Address, Network, bounds_of, mac_of, owns
+from pycri.model.ranges import Address, Network, bounds_of, gateway_of, mac_of, owns
 from pycri.network import annotations, hostports
 from pycri.state import records
 
@@ -65,6 +65,9 @@ def allocate(
     for mapping in wish.ports:
         _check_port(connection, mapping)
     addresses = _choose_addresses(connection, wish.addresses, ranges)
+    if wish.mac in {mac_of(gateway_of(network).ip) for network in ranges}:
+        field = annotations.field_of(annotations.MAC)
+        raise errors.InvalidRequest(field, f"{wish.mac} is the bridge's")
     mac = _choose_mac(connection, wish.mac, addresses[0])
     connection.execute("INSERT INTO endpoints VALUES (?, ?, 0)", (pod_id, mac))
     rows = [(address.version, address.packed, pod_id) for address in addresses]

@@ -145,6 +145,7 @@ class Ruleset:
             self._open().change(_batch(kind, self._settings.table, elements))
         except OSError as error:
             _log.warning("rules are not as they were left, written anew", reason=str(error))
+            self._generation = -1  # if this fails, too, the next round tries again
             self._write()
             return
         # The number of one change is the next after that of the last, unless others came between.
@@ -173,11 +174,15 @@ class Ruleset:
         return self._socket
 
 
-def run_nft(script: str) -> None:
-    """Run a script in one transaction. Raises: Unavailable if nft is missing or refuses it."""
+def run_nft(script: str, *, only_check: bool = False) -> None:
+    """Run a script in one transaction, or only ask the kernel whether it would take it.
+
+    Raises: Unavailable if nft is missing or refuses the script.
+    """
+    check = ["--check"] if only_check else []
     try:
         done = subprocess.run(
-            ["nft", "-f", "-"],
+            ["nft", *check, "-f", "-"],
             input=script,
             text=True,
             stdout=subprocess.DEVNULL,

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from pycri import errors
-from pycri.config import NetworkSettings
+from pycri.config import NetworkSettings, Settings
 from pycri.network import leases, nftables
+from pycri.network.fitness import find_fault
 from pycri.network.netlink import Netlink
 from tests.integration.kernel.netns import Namespace, run_as_host
 from tests.integration.kernel.networks import (
@@ -387,3 +388,46 @@ async def test_what_is_freed_after_a_removal_brings_no_table_back(folder: Path) 
             await bridge.remove()
         await until(lambda: not bridge.releasing(), "the address free")
         assert ruleset() == ""
+
+
+@as_host
+async def test_a_bridge_with_addresses_of_others_is_a_problem_and_left_alone(folder: Path) -> None:
+    ip("link", "add", SETTINGS.bridge, "type", "bridge")
+    ip("address", "add", "192.168.1.1/24", "dev", SETTINGS.bridge)
+    async with network(folder, start=False) as bridge:
+        with pytest.raises(errors.Unavailable, match=r"exists with the address 192\.168\.1\.1/24"):
+            await bridge.start()
+        assert addresses(SETTINGS.bridge) == {"192.168.1.1/24"}
+        ip("address", "delete", "192.168.1.1/24", "dev", SETTINGS.bridge)
+        await bridge.start()  # one without addresses is as good as ours
+        assert addresses(SETTINGS.bridge) == {"10.88.0.1/24"}
+
+
+@as_host
+async def test_a_route_into_the_range_is_a_problem_and_a_wider_one_is_not(folder: Path) -> None:
+    add_link("lan")
+    ip("link", "set", "lan", "up")
+    ip("route", "add", "10.88.0.0/16", "dev", "lan")
+    async with network(folder) as bridge:
+        ip("route", "add", "10.99.0.128/25", "dev", "lan")
+        with pytest.raises(errors.InvalidRequest, match=r"with the route to 10\.99\.0\.128/25"):
+            await bridge.set_pod_cidr("10.99.0.0/24")
+        assert bridge.problem() is None
+
+
+@as_host
+async def test_check_finds_what_start_would_refuse(folder: Path) -> None:
+    settings = Settings(state_dir=str(folder), network=SETTINGS)
+    assert find_fault(settings) == ""
+    assert ruleset() == ""
+    async with network(folder):
+        assert find_fault(settings) == ""
+    add_link("lan")
+    ip("address", "add", "10.88.0.77/16", "dev", "lan")
+    assert "overlaps with 10.88.0.77/16 of interface lan" in find_fault(settings)
+    ip("address", "delete", "10.88.0.77/16", "dev", "lan")
+    os.environ["PATH"], path = str(folder), os.environ["PATH"]
+    try:
+        assert "program nft" in find_fault(settings)
+    finally:
+        os.environ["PATH"] = path

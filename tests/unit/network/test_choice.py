@@ -5,7 +5,7 @@ import pytest
 
 from pycri.config import CniSettings, NetworkSettings
 from pycri.errors import InvalidRequest
-from pycri.model.pod import PodMetadata, PodSpec
+from pycri.model.pod import PodMetadata, PodSpec, PortMapping
 from pycri.network.choice import preview_attachment, survey
 
 METADATA = PodMetadata(name="web", uid="u", namespace="shop")
@@ -22,6 +22,15 @@ def preview(folder: Path, kind: str, annotations: dict[str, str] | None = None) 
 
 def test_a_plan_names_the_built_in_network_where_there_is_no_configuration(tmp_path: Path) -> None:
     assert preview(tmp_path, "auto") == "attach to pycri0, with a free address of 10.88.0.0/16\n"
+
+
+def test_a_plan_names_host_ports_and_refuses_those_that_exclude_each_other() -> None:
+    ports = (PortMapping(host_port=8080, container_port=80), PortMapping(container_port=81))
+    settings = NetworkSettings(kind="builtin")
+    text = preview_attachment(settings, PodSpec(metadata=METADATA, port_mappings=ports))
+    assert text.splitlines()[1:] == ["host port *:8080/TCP -> 80"]
+    with pytest.raises(InvalidRequest, match="asked for twice"):
+        preview_attachment(settings, PodSpec(metadata=METADATA, port_mappings=ports * 2))
 
 
 def test_a_plan_names_the_plugins_of_each_interface(tmp_path: Path) -> None:
@@ -46,7 +55,7 @@ def test_a_plan_says_what_keeps_pods_from_starting(tmp_path: Path) -> None:
 
 def look(folder: Path, kind: str) -> tuple[str, str]:
     cni = CniSettings(conf_dir=str(folder), bin_dirs=(f"{folder}/bin",))
-    return survey(NetworkSettings(kind=kind, cni=cni))  # type: ignore[arg-type]
+    return survey(NetworkSettings(kind=kind, cni=cni), str)  # type: ignore[arg-type]
 
 
 def test_a_survey_tells_which_network_pods_would_get_and_what_it_lacks(tmp_path: Path) -> None:

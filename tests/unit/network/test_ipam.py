@@ -126,6 +126,11 @@ def test_ports_are_free_before_addresses(connection: sqlite3.Connection) -> None
     assert _allocate(connection, "b", ports=(port,)) == ["10.88.0.3"]
 
 
+def test_the_mac_of_the_bridge_is_no_pods(connection: sqlite3.Connection) -> None:
+    with pytest.raises(errors.InvalidRequest, match="is the bridge's"):
+        _allocate(connection, "a", mac="0a:58:0a:58:00:01")
+
+
 def test_addresses_of_the_former_table_are_kept() -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.executescript(MIGRATIONS[0])
