@@ -270,12 +270,12 @@ class TunnelledPorts(SpdyPorts):
 class WebSocketPorts:
     """Port-forward over the channels of a WebSocket. A connection has its port's place.
 
-    ports: of the request; what a byte cannot number has no channels. text: the base64 kind.
+    ports: of the request, 1 to `most_ports`. text: the base64 kind.
     """
 
     def __init__(self, ports: tuple[int, ...], *, text: bool) -> None:
         self._socket = WebSocket()
-        self._ports = ports[: 5 if text else 128]
+        self._ports = ports
         self._text = text
         self._started = False
         self._messages = MessageReader(text=text)
@@ -337,6 +337,11 @@ class WebSocketPorts:
 
     def _message(self, channel: int, data: memoryview | bytes) -> bytes:
         return render_message(channel, data, text=self._text)
+
+
+def most_ports(*, text: bool) -> int:
+    """Return how many ports have channels: a byte numbers 256 of these, a digit 10."""
+    return 5 if text else 128
 
 
 def _parse_port(text: str) -> int:

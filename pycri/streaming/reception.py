@@ -175,6 +175,9 @@ def _port_channels(asked: PortForwardRequest, transport: Transport, protocol: st
         return SpdyPorts()
     if protocol == ports.TUNNEL_PROTOCOL:
         return TunnelledPorts()
-    if not asked.port:
-        raise Refusal(400, "no port was asked for, and this protocol cannot name one")
-    return WebSocketPorts(asked.port, text="base64" in protocol)
+    text = "base64" in protocol
+    most = ports.most_ports(text=text)
+    if not 1 <= len(asked.port) <= most:
+        reason = f"{len(asked.port)} ports were asked for, this protocol carries 1 to {most}"
+        raise Refusal(400, reason)
+    return WebSocketPorts(asked.port, text=text)

@@ -11,8 +11,8 @@ import pytest
 
 from pycri.config import StreamingSettings
 from pycri.errors import InvalidSettings, NotFound, Unavailable
-from pycri.model.ids import ContainerId
-from pycri.model.streams import ExecRequest
+from pycri.model.ids import ContainerId, PodId
+from pycri.model.streams import ExecRequest, PortForwardRequest
 from pycri.streaming.server import StreamingServer
 from pycri.streaming.spdy import ResetStatus
 from tests.unit.streaming import frames
@@ -69,6 +69,28 @@ class TestRequests:
                         "channel.k8s.io",
                     ]
             await still_serves(server)
+
+        play(scene)
+
+    def test_ports_that_a_websocket_has_no_channels_for_are_refused(self) -> None:
+        async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
+            for ports, protocol, status in [
+                (0, "v4.channel.k8s.io", 400),
+                (128, "v4.channel.k8s.io", 101),
+                (129, "v4.channel.k8s.io", 400),
+                (6, "v4.base64.channel.k8s.io", 400),
+            ]:
+                request = PortForwardRequest(pod_id=PodId("p"), port=(1,) * ports)
+                got, head = await ask(
+                    server.url(request),
+                    "Connection: Upgrade",
+                    "Upgrade: websocket",
+                    "Sec-WebSocket-Version: 13",
+                    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+                    f"Sec-WebSocket-Protocol: {protocol}",
+                    method="GET",
+                )
+                assert got == status, head
 
         play(scene)
 
