@@ -226,7 +226,7 @@ class Containers:
             rollback.push("folders", lambda: self._remove_folders(record.id))
             with timeline.stage("folders"):
                 user_ids = pod.spec.namespaces.user
-                self._layout.make_container(record.id, user_ids, bundle)
+                await asyncio.to_thread(self._layout.make_container, record.id, user_ids, bundle)
                 stages = timeline.stages()
                 await self._catalogue.change_container(
                     record.id, lambda old: with_facts(old, timeline=stages)

@@ -145,7 +145,7 @@ class Sandboxes:
                 await self._catalogue.add_pod(pod)
             rollback.push("folders, cgroup, init", lambda: self._clean_up(pod))
             with timeline.stage("folders"):
-                self._layout.make_pod(pod_id, spec, self._host)
+                await asyncio.to_thread(self._layout.make_pod, pod_id, spec, self._host)
             asked_ns = time.monotonic_ns()
             started, netlink_fd = await self._spawner.start_sandbox(plan)
             timeline.add_marks(asked_ns, started.marks)
@@ -153,7 +153,8 @@ class Sandboxes:
             with timeline.stage("attach"):
                 attachment = await self._attach(pod, paths.pins.get("net", ""), netlink_fd)
             with timeline.stage("hosts"):
-                self._layout.write_hosts(with_facts(pod, attachment=attachment), self._host)
+                attached = with_facts(pod, attachment=attachment)
+                await asyncio.to_thread(self._layout.write_hosts, attached, self._host)
             stages, ready_ns = timeline.stages(), time.time_ns()
             await self._catalogue.change_pod(
                 pod_id,

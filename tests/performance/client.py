@@ -33,6 +33,15 @@ ENDS_ON_TERM = ["sh", "-c", "trap 'exit 0' TERM; echo ready; sleep 3600 & wait"]
 
 SLEEPS = ["sleep", "86400"]
 
+LOOKS = (
+    "ListPodSandbox",
+    "ListContainers",
+    "PodSandboxStatus",
+    "ContainerStatus",
+    "ListContainerStats",
+)
+"""Calls that a kubelet looks by."""
+
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
@@ -157,6 +166,26 @@ class Client:
         request = cri.ListContainersRequest()
         listed = self._timed(report.LISTING, self._runtime.ListContainers, request).containers
         assert len(listed) == report.LISTED, len(listed)
+
+    def look(self) -> None:
+        """Look at everything, and at one pod and container: each of LOOKS once."""
+        runtime = self._runtime
+        self._timed("ListPodSandbox", runtime.ListPodSandbox, cri.ListPodSandboxRequest())
+        request = cri.ListContainersRequest()
+        listed = self._timed("ListContainers", runtime.ListContainers, request).containers
+        pod = cri.PodSandboxStatusRequest(pod_sandbox_id=listed[0].pod_sandbox_id)
+        self._timed("PodSandboxStatus", runtime.PodSandboxStatus, pod)
+        container = cri.ContainerStatusRequest(container_id=listed[0].id)
+        self._timed("ContainerStatus", runtime.ContainerStatus, container)
+        stats = cri.ListContainerStatsRequest()
+        found = self._timed("ListContainerStats", runtime.ListContainerStats, stats).stats
+        assert found
+
+    def pull_and_remove(self, image: str) -> None:
+        """Pull another image and remove it."""
+        spec = cri.ImageSpec(image=image)
+        self._images.PullImage(cri.PullImageRequest(image=spec), _TIMEOUT_S)
+        self._images.RemoveImage(cri.RemoveImageRequest(image=spec), _TIMEOUT_S)
 
     def remove_pod(self, pod: str) -> None:
         """Stop and remove a pod."""
