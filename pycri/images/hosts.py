@@ -23,7 +23,7 @@ Source: containerd, docs/hosts.md; where that is silent, core/remotes/docker/con
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -42,6 +42,7 @@ _UNIT_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m"
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 Capability = Literal["pull", "resolve", "push"]
+_CAPABILITIES: Final[tuple[Capability, ...]] = ("pull", "resolve", "push")
 
 
 class RegistryHost(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +56,7 @@ class RegistryHost(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     registry: str
     is_server: bool = True
-    capabilities: frozenset[Capability] = frozenset({"pull", "resolve", "push"})
+    capabilities: frozenset[Capability] = frozenset(_CAPABILITIES)
     ca: tuple[str, ...] = ()
     client: tuple[str, str] | None = None
     skip_verify: bool = False
@@ -80,7 +81,7 @@ class RegistryHost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _HostTable(msgspec.Struct, frozen=True, kw_only=True):
-    capabilities: tuple[Capability, ...] = ()
+    capabilities: tuple[str, ...] = ()
     ca: str | tuple[str, ...] = ()
     client: str | tuple[str | tuple[str, str], ...] = ()
     skip_verify: bool | None = None
@@ -188,7 +189,7 @@ class _Place:
             url=f"{url.scheme}://{url.netloc}{path}",
             registry=registry,
             is_server=is_server,
-            capabilities=frozenset(table.capabilities or ("pull", "resolve", "push")),
+            capabilities=self._capabilities(table.capabilities or _CAPABILITIES),
             ca=ca,
             skip_verify=bool(table.skip_verify),
             headers=tuple(self._headers(table.header)),
@@ -215,6 +216,12 @@ class _Place:
         if url.query or url.fragment or "@" in url.netloc:
             raise self._error(key, f"{text!r} has more than a host, a port and a path")
         return url
+
+    def _capabilities(self, words: Iterable[str]) -> frozenset[Capability]:
+        found = {word.lower() for word in words}
+        if unknown := found.difference(_CAPABILITIES):
+            raise self._error("capabilities", f"{min(unknown)!r} is none of pull, resolve, push")
+        return frozenset(known for known in _CAPABILITIES if known in found)
 
     def _clients(
         self, client: str | tuple[str | tuple[str, str], ...]
