@@ -3,8 +3,7 @@
 
 All contestants pull the same images from the same registry on loopback, and take turns: each round
 is one pull on each, with nothing of the image there before. Everything they write is on a file
-system of the bench's own, ext4 with a journal in a file: the host's may be one that makes files
-slowly for some minutes after others were removed (ext4 without a journal does).
+system of the bench's own (`tests/world/disks.py`).
 
     pull          the call, or the commands
     on disk       the same, and then syncfs: what the pull has left to the kernel to write
@@ -21,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -32,10 +30,11 @@ from tests.performance.contestants import start_pycri
 from tests.performance.pullers import CriPuller, Puller, SkopeoAndTar, read_skopeo_version
 from tests.world import large_images, leaks, session
 from tests.world.daemon import wait_until
+from tests.world.disks import own_disk
 from tests.world.registry import Registry
 
 _DISK_BYTES = 24 * 1024**3
-"""Of a file with holes. """
+"""Of a file with holes."""
 _SLACK_INODES = 500
 """What a daemon may keep for itself."""
 _FREE_TIMEOUT_S = 120.0
@@ -71,7 +70,9 @@ def main(rounds: int, images: tuple[str, ...], peers: tuple[str, ...], file: Pat
         scratch = Path(tempfile.mkdtemp(prefix=f"{leaks.NAME_PREFIX}{session.session_id}-"))
         stack.callback(shutil.rmtree, scratch)
         registry = stack.enter_context(Registry.start(scratch / "registry"))
-        disk = stack.enter_context(_own_disk(scratch))
+        disk = scratch / f"{leaks.NAME_PREFIX}{session.session_id}"
+        disk.mkdir()
+        stack.enter_context(own_disk(scratch / "disk.img", disk, _DISK_BYTES))
         pullers: list[Puller] = [CriPuller(stack.enter_context(start_pycri(disk)))]
         if "containerd" in peers:
             started = containerd.start_containerd(disk, "runc", registry.reference("pause"))
@@ -86,23 +87,6 @@ def main(rounds: int, images: tuple[str, ...], peers: tuple[str, ...], file: Pat
     click.echo(image_report.render(report))
     if file is not None:
         file.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-
-
-@contextlib.contextmanager
-def _own_disk(scratch: Path) -> Iterator[Path]:
-    """Make and mount a file system for all that is pulled."""
-    file, disk = scratch / "disk.img", scratch / f"{leaks.NAME_PREFIX}{session.session_id}"
-    disk.mkdir()
-    with open(file, "wb") as image:
-        image.truncate(_DISK_BYTES)
-    # All of it is made now, not by a thread of the kernel while we measure.
-    options = "lazy_itable_init=0,lazy_journal_init=0"
-    subprocess.run(["mkfs.ext4", "-q", "-E", options, file], check=True)
-    subprocess.run(["mount", "-o", "loop", file, disk], check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def _measure(
