@@ -20,6 +20,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -38,6 +40,8 @@ from tests.world.registry import Registry
 BURST = 100
 BURSTS = 3
 WARM_UPS = 2
+SETTLE_S = 0.2
+"""Before a pod is run: the kernel removes the links of the last one, and holds a lock meanwhile."""
 SECONDS = 5
 """Of one measurement of throughput."""
 
@@ -144,10 +148,15 @@ def _measure_pods(
 
 def _live(client: Client) -> None:
     """Run and remove a pod of each kind."""
-    client.remove_pod(client.run_pod(host_network=True, name=HOST))
-    client.remove_pod(client.run_pod(name=OWN))
     port = cri.PortMapping(container_port=80, host_port=next(_ports))
-    client.remove_pod(client.run_pod(port=port, name=PORT))
+    runs: tuple[Callable[[], str], ...] = (
+        lambda: client.run_pod(host_network=True, name=HOST),
+        lambda: client.run_pod(name=OWN),
+        lambda: client.run_pod(port=port, name=PORT),
+    )
+    for run in runs:
+        time.sleep(SETTLE_S)
+        client.remove_pod(run())
 
 
 def _measure_throughput(
