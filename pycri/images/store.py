@@ -231,7 +231,9 @@ class ImageStore:
         images = self.images()
         with self.holding(tuple(layer for image in images for layer in image.layers)):
             async for checked in check_images(images, self._layers, self._read_config):
-                yield checked
+                # One that was removed meanwhile lacks what it had.
+                if self.find(checked.image.id) is not None:
+                    yield checked
 
     async def repair(self, found: Sequence[CheckedImage]) -> tuple[Image, ...]:
         """Unlist broken images and remove their broken layers, so that a pull fetches these again.

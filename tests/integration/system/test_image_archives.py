@@ -220,6 +220,22 @@ def test_a_layer_that_is_not_what_it_was_is_not_exported(images: Images, tmp_pat
     run(main())
 
 
+def test_an_image_that_is_removed_while_it_is_checked_is_not_broken(
+    images: Images, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with pulled(tmp_path, images["layered"]) as (store, first):
+            second = await store.pull(images["nginx"], None)
+            found = []
+            async for checked in store.check():
+                found.append((checked.image.id, checked.problems))
+                await store.remove(second.id)
+            assert found == [(first.id, ())]
+            assert store.images() == (first,)
+
+    run(main())
+
+
 def test_a_layer_that_replaced_its_own_files_is_said_to_be_none_for_export(
     tmp_path: Path,
 ) -> None:
