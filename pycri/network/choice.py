@@ -130,10 +130,10 @@ class ChosenNetwork:
         await self._builtin.reconcile(pods)
 
     async def check(self) -> list[str]:
-        of_chosen = [problem] if (problem := self.problem()) is not None else []
+        found = await self._cni.check()
         if not self._is_cni():
-            of_chosen += await self._builtin.check()
-        return of_chosen + await self._cni.check()
+            return await self._builtin.check() + found
+        return [problem, *found] if (problem := self.problem()) is not None else found
 
     async def remove(self) -> None:
         await self._cni.remove()

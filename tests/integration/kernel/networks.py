@@ -165,3 +165,11 @@ async def outside(
 def nodad(address: str) -> tuple[str, ...]:
     """Return what makes an address of IPv6 good at once."""
     return ("nodad",) if ":" in address else ()
+
+
+def sysctl(name: str, value: str | None = None) -> str:
+    """Read a setting of the thread's network namespace, or write it."""
+    file = Path("/proc/sys", name)
+    if value is not None:
+        file.write_text(value)
+    return file.read_text().strip()
