@@ -2,11 +2,12 @@
 """The daemon's own metrics for Prometheus, over HTTP: the only user of prometheus-client.
 
 What grows is counted as it happens: calls (`begin`), stages and ends (`observe_event`).
-What is there is looked at when somebody asks (`_Levels`), from the server's thread: whatever it
-reads is replaced as a whole or copied in one step. Names follow Prometheus' conventions and begin
+What is there is looked at when somebody asks (`_Levels`): the server's thread has the event loop do
+it, so that nothing has to bear being read beside it. Names follow Prometheus' conventions and begin
 with pycri_; those with process_ and python_ are the library's.
 """
 
+import asyncio
 import os
 import platform
 import time
@@ -49,6 +50,7 @@ _log = Log("exporter")
 
 STALLED_S: Final = 10.0
 """A call that is longer under way counts as stalled; the kubelet gives up after minutes."""
+_LOOK_TIMEOUT_S: Final = 10.0
 _CALL_BUCKETS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300,
 )  # fmt: skip
@@ -137,7 +139,7 @@ class Exporter:
         An address that cannot be had is logged: pods are more important than their metrics.
         """
         host, _, port = address.rpartition(":")
-        self._registry.register(_Levels(sources))
+        self._registry.register(_Levels(sources, asyncio.get_running_loop()))
         try:
             server, thread = start_http_server(int(port), host.strip("[]"), self._registry)
         except OSError as error:
@@ -155,13 +157,21 @@ class Exporter:
 class _Levels(Collector):
     """What there is at the moment."""
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, loop: asyncio.AbstractEventLoop) -> None:
         self._sources = sources
+        self._loop = loop
 
     def describe(self) -> list[Metric]:
         return []
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> list[Metric]:
+        """Return what the loop looks at; called in the server's thread."""
+        return asyncio.run_coroutine_threadsafe(self._look(), self._loop).result(_LOOK_TIMEOUT_S)
+
+    async def _look(self) -> list[Metric]:
+        return list(self._collect())
+
+    def _collect(self) -> Iterator[Metric]:
         yield _gauge(
             "pycri_build_info",
             "Always 1; what runs is in the labels.",
@@ -181,15 +191,15 @@ class _Levels(Collector):
             "What was found not to agree with the records, and was put right.",
             labels=("finding",),
         )
-        for finding, count in self._sources.recovery.findings.copy().items():
+        for finding, count in self._sources.recovery.findings.items():
             findings.add_metric((finding,), count)
         yield findings
 
     def _collect_records(self) -> Iterator[Metric]:
         catalogue = self._sources.catalogue
-        pods = Tally((pod.state.name.lower(),) for pod in [*catalogue.pods()])
+        pods = Tally((pod.state.name.lower(),) for pod in catalogue.pods())
         yield _gauge("pycri_pods", "Pod sandboxes, by state.", ("state",), pods)
-        containers = Tally((one.state.name.lower(),) for one in [*catalogue.containers()])
+        containers = Tally((one.state.name.lower(),) for one in catalogue.containers())
         yield _gauge("pycri_containers", "Containers, by state.", ("state",), containers)
         yield _gauge(
             "pycri_resources_stalled_at_stage",
