@@ -152,15 +152,23 @@ class Unpacking:
         names = split(member.linkname)
         if not names:
             raise CorruptImage(f"{member.name!r} is a link to the layer's root")
-        source_fd = self._directories.open_existing("/".join(names[:-1]))
         try:
-            try:
-                _link(source_fd, names[-1], parent_fd, name)
-            except FileExistsError:
-                self._remove(parent_fd, name)
-                _link(source_fd, names[-1], parent_fd, name)
+            source_fd = self._directories.open_existing("/".join(names[:-1]))
+        except FileNotFoundError:
+            raise _link_to_another_layer(member) from None
+        try:
+            self._link(source_fd, names[-1], parent_fd, name)
+        except FileNotFoundError:
+            raise _link_to_another_layer(member) from None
         finally:
             os.close(source_fd)
+
+    def _link(self, source_fd: int, source: str, parent_fd: int, name: str) -> None:
+        try:
+            _link(source_fd, source, parent_fd, name)
+        except FileExistsError:
+            self._remove(parent_fd, name)
+            _link(source_fd, source, parent_fd, name)
 
     def _make_node(self, member: Member, parent_fd: int, name: str) -> None:
         try:
@@ -203,6 +211,13 @@ def _set_opaque(name: str, parent_fd: int) -> None:
 
 def _link(source_fd: int, source: str, parent_fd: int, name: str) -> None:
     os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
+
+
+def _link_to_another_layer(member: Member) -> CorruptImage:
+    # The archive of a layer that was made on overlay has the file itself, too: it was copied up.
+    return CorruptImage(
+        f"{member.name!r} is a hard link to {member.linkname!r}, which is not in this layer"
+    )
 
 
 def _make_node(member: Member, parent_fd: int, name: str) -> None:

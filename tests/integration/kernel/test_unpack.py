@@ -300,3 +300,17 @@ def test_the_fingerprint_of_a_layer_tells_of_damage(damage: str, layer: Path) ->
             os.unlink(layer / "gone")
             (layer / "gone").write_text("")
     assert measure_tree(str(layer)).fingerprint != answer["fingerprint"]
+
+
+def test_a_hard_link_to_a_file_of_another_layer_is_refused_by_its_names(layer: Path) -> None:
+    answer = unpack(layer, tar_of(entry("d", **FOLDER), hard_link("d/new", "d/below")))
+    assert answer["kind"] == "corrupt"
+    assert "'d/new' is a hard link to 'd/below', which is not in this layer" in answer["message"]
+
+
+def test_a_file_that_was_linked_above_its_layer_comes_with_the_link(layer: Path) -> None:
+    """What overlay copied up for the new name is in the archive, whole, under the old one."""
+    archive = Layer().directory("d").file("d/below", "copied up", mode=0o4755)
+    unpack(layer, archive.hardlink("d/new", "d/below").tar())
+    assert (layer / "d/new").samefile(layer / "d/below")
+    assert (layer / "d/new").stat().st_mode & 0o7777 == 0o4755
