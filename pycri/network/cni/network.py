@@ -69,7 +69,8 @@ class CniNetwork:
         self._status_of: Network | None = None
         self._status: str | None = None
         self._asked_at = 0.0
-        self._refreshing: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[None] | None = None
         self._collecting: asyncio.Task[None] | None = None
         self._freeing: dict[PodId, asyncio.Task[None]] = {}
         self._free_at_once = asyncio.Semaphore(FREE_AT_ONCE)
@@ -96,8 +97,8 @@ class CniNetwork:
 
     def look_soon(self) -> None:
         """Look at the folder and ask for the plugins' status, in the background."""
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._refresh(), name="CNI status")
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look_again(), name="CNI folder")
 
     async def clean_up(self) -> None:
         """End what a former daemon left running, and have plugins free what nobody holds (GC).
@@ -117,7 +118,6 @@ class CniNetwork:
         """
         await self.clean_up()
         await self._look(await self.folder.read())
-        self.look_soon()
         if self._fault is not None:
             raise errors.Unavailable(self._fault)
 
@@ -191,7 +191,8 @@ class CniNetwork:
 
     async def close(self) -> None:
         """Stop looking and trying; the next daemon goes on."""
-        tasks = [*self._freeing.values(), *filter(None, [self._refreshing, self._collecting])]
+        tasks = [*self._freeing.values(), *filter(None, [self._looking, self._asking])]
+        tasks += [self._collecting] if self._collecting else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -262,17 +263,14 @@ class CniNetwork:
                 for failure in await self._operations.collect(network, valid):
                     _log.warning("GC failed", error=failure)
 
-    async def _refresh(self) -> None:
+    async def _look_again(self) -> None:
         try:
-            folder = await self.folder.read()
-            await self._look(folder)
-            if (network := folder.default) is not None:
-                await self._ask_status(network)
-        except (errors.PycriError, OSError) as error:
+            await self._look(await self.folder.read())
+        except OSError as error:
             self._fault = f"CNI: {error}"
 
     async def _look(self, folder: Folder) -> None:
-        """Note whether the folder names a network whose plugins are there."""
+        """Note whether the folder names a network whose plugins are there; ask for their status."""
         network = folder.default
         if network is None:
             self._fault = describe_absence(folder, self.folder.path)
@@ -282,12 +280,20 @@ class CniNetwork:
             self._status_of, self._asked_at = network, 0.0
             waiting = f"CNI network {network.name}: its plugins have not told their status yet"
             self._status = waiting if network.speaks("1.1.0") else None
+            if self._asking is not None:
+                self._asking.cancel()  # another network's plugins, which may hang
+                self._asking = None
+        if network.speaks("1.1.0"):
+            self._ask_soon(network)
 
-    async def _ask_status(self, network: Network) -> None:
+    def _ask_soon(self, network: Network) -> None:
         now = time.monotonic()
-        if not network.speaks("1.1.0") or now - self._asked_at < STATUS_INTERVAL_S:
-            return
-        self._asked_at = now
+        is_due = self._asking is None or self._asking.done()
+        if is_due and now - self._asked_at >= STATUS_INTERVAL_S:
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._ask(network), name="CNI STATUS")
+
+    async def _ask(self, network: Network) -> None:
         try:
             await self._operations.status(network)
             self._status = None

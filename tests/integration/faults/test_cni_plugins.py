@@ -248,6 +248,23 @@ async def test_plugins_are_asked_for_their_status_and_a_hanging_one_keeps_nobody
 
 
 @as_host
+async def test_another_network_is_seen_while_the_status_of_the_former_hangs(
+    folders: CniFolders,
+) -> None:
+    folders.write_chain("old", version="1.1.0")
+    folders.behave({"old/STATUS": "hang"})
+    async with network(folders) as cni:
+        await cni.start()
+        await until(lambda: folders.order("STATUS") == ["STATUS old"], "it is asked")
+        folders.write_chain("new", version="1.1.0", name="new")
+        await until(lambda: cni.problem() is None, "ready")
+        folders.write_chain("absent", name="newest")
+        (folders.bin_dir / "absent").unlink()
+        await until(lambda: "plugin absent is not in" in str(cni.problem()), "not ready")
+    assert find_marked(folders) == []
+
+
+@as_host
 async def test_plugins_may_free_at_start_what_no_attachment_holds(folders: CniFolders) -> None:
     folders.write_chain("only", version="1.1.0")
     pod_id = new_id()
