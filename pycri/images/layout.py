@@ -14,7 +14,7 @@ Source: OCI image-spec, image-layout.md; Docker, image/tarexport.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Final
 
 import msgspec
@@ -27,8 +27,10 @@ from pycri.images.manifest import (
     Descriptor,
     Index,
     Platform,
+    Rank,
     parse_config,
     parse_document,
+    rank_platform,
     suits,
 )
 from pycri.images.reference import NameDefaults, Reference, parse_reference
@@ -120,8 +122,9 @@ def choose_named(
     Raises: InvalidRequest if that is not one image.
     """
     named = [image for image in images if set(image.names) & {str(wanted), wanted.tag}]
-    for group in (list(_fitting(named, host)), list(_fitting(images, host))):
-        if len(group) == 1:
+    for group in (_fitting(named, host), _fitting(images, host)):
+        # Several of one name differ in their platform.
+        if len(group) == 1 or len({image.names or id(image) for image in group}) == 1:
             return group[0]
     raise InvalidRequest(
         "image", f"{archive} has {len(images)} images, and not one named {wanted} for {host}"
@@ -132,12 +135,13 @@ def choose_all(
     images: list[ArchivedImage], defaults: NameDefaults, host: Platform, archive: str
 ) -> list[tuple[ArchivedImage, tuple[Reference, ...]]]:
     """Return the images for `host` that have names, with these. Raises: InvalidRequest if none."""
-    chosen = []
+    chosen, taken = [], set[Reference]()
     for image in _fitting(images, host):
         # A tag alone is a name within a repository that the archive does not tell.
         full = [name for name in image.names if "/" in name or ":" in name]
         parsed = dict.fromkeys(parse_reference(name, defaults) for name in full)
-        if tagged := tuple(reference for reference in parsed if reference.tag):
+        if tagged := tuple(name for name in parsed if name.tag and name not in taken):
+            taken.update(tagged)
             chosen.append((image, tagged))
     if not chosen:
         raise InvalidRequest(
@@ -146,8 +150,16 @@ def choose_all(
     return chosen
 
 
-def _fitting(images: list[ArchivedImage], host: Platform) -> Iterator[ArchivedImage]:
-    return (image for image in images if image.platform is None or suits(image.platform, host))
+def _fitting(images: list[ArchivedImage], host: Platform) -> list[ArchivedImage]:
+    """Return the images that run on `host`, those that suit it best first."""
+    fitting = [image for image in images if image.platform is None or suits(image.platform, host)]
+    return sorted(fitting, key=lambda image: _rank(image.platform, host))
+
+
+def _rank(platform: Platform | None, host: Platform) -> Rank:
+    rank = rank_platform(platform if platform and platform.architecture else None, host)
+    assert rank is not None
+    return rank
 
 
 def _oci_image(archive: Archive, entry: Descriptor) -> ArchivedImage:

@@ -265,7 +265,7 @@ def choose_platform(index: Index, host: Platform, name: str) -> Descriptor:
     ranked = [
         (rank, place)
         for place, entry in enumerate(index.manifests)
-        if (rank := _rank(entry.platform, host)) is not None
+        if (rank := rank_platform(entry.platform, host)) is not None
     ]
     if not ranked:
         offered = ", ".join(str(entry.platform) for entry in index.manifests if entry.platform)
@@ -277,10 +277,10 @@ def suits(platform: Platform, host: Platform) -> bool:
     """Tell whether an image whose config names `platform` runs on `host`; "" suits all."""
     if not platform.architecture:
         return True
-    return _rank(platform, host) is not None
+    return rank_platform(platform, host) is not None
 
 
-def _rank(platform: Platform | None, host: Platform) -> Rank | None:
+def rank_platform(platform: Platform | None, host: Platform) -> Rank | None:
     """Return a rank that is the less the better the match, None for no match."""
     if platform is None:
         return (9, 0, 0)

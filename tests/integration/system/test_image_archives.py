@@ -23,7 +23,15 @@ from pycri.model.image import Image
 from tests.world.image_stores import list_layers, open_store, read_tree, wait_for_layers
 from tests.world.images import Images, build_busybox, build_layered, layered_layers
 from tests.world.oci import Image as BuiltImage
-from tests.world.oci import Layer, build_image, build_index, compress, digest_of, write_layout
+from tests.world.oci import (
+    Layer,
+    build_image,
+    build_index,
+    compress,
+    digest_of,
+    host_architecture,
+    write_layout,
+)
 from tests.world.registry import Registry
 
 
@@ -202,6 +210,27 @@ def test_an_export_takes_the_place_of_a_file_and_leaves_nothing_else(
     run(main())
 
 
+@pytest.mark.parametrize("size", ["100k", "1500k"])
+def test_an_export_without_room_says_so_and_leaves_nothing(
+    size: str, images: Images, tmp_path: Path
+) -> None:
+    """The room ends in a layer, which another process writes, or before."""
+    target = tmp_path / "small"
+    target.mkdir()
+
+    async def main() -> None:
+        async with pulled(tmp_path, images["layered"]) as (store, image):
+            with pytest.raises((errors.OutOfResources, OSError), match=r"room|No space"):
+                await store.export(target / "image.tar", [image.id], folder=False)
+            assert os.listdir(target) == []
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", target], check=True)
+    try:
+        run(main())
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
 def damage(file: Path) -> None:
     """Change the content of a file, and not its size."""
     file.write_text("x" * file.stat().st_size)
@@ -307,6 +336,28 @@ def test_the_platform_of_the_node_is_imported(tmp_path: Path) -> None:
         async with open_store(tmp_path) as store:
             (image,) = await store.import_archive(layout, "")
             assert image.id == own.config
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", ["", "web:1"])
+def test_of_two_images_of_one_name_the_one_that_suits_the_node_best_is_imported(
+    name: str, tmp_path: Path
+) -> None:
+    built = [build_image([Layer().file("a", text).tar()], {}) for text in ("first", "second")]
+    layout = write(built[0], tmp_path / "layout", "docker.io/library/web:1")
+    other = write(built[1], tmp_path / "other", "docker.io/library/web:1")
+    shutil.copytree(other, layout, dirs_exist_ok=True, ignore=shutil.ignore_patterns("index.json"))
+    index, more = (json.loads((path / "index.json").read_text()) for path in (layout, other))
+    index["manifests"] += more["manifests"]
+    for entry, variant in zip(index["manifests"], ("v0", "v1"), strict=True):
+        entry["platform"] = {"os": "linux", "architecture": host_architecture(), "variant": variant}
+    (layout / "index.json").write_text(json.dumps(index))
+
+    async def main() -> None:
+        async with open_store(tmp_path) as store:
+            (image,) = await store.import_archive(layout, name)
+            assert image.id == built[1].config and store.images() == (image,)
 
     run(main())
 
