@@ -12,7 +12,13 @@ Digest = NewType("Digest", str)
 TaskId = NewType("TaskId", str)
 """What the spawner keeps: a container's id, a pod's id (its init), or an exec's id."""
 
+_ID = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def is_id(text: str) -> bool:
+    """Tell whether `text` has the form of a pod's, container's or exec's id."""
+    return _ID.fullmatch(text) is not None
 
 
 def is_digest(text: str) -> bool:

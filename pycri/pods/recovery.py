@@ -20,7 +20,7 @@ from pycri.errors import NotFound, Unavailable
 from pycri.kernel.process import read_boot_id
 from pycri.logs import Log
 from pycri.model.container import ContainerRecord, ContainerState
-from pycri.model.ids import ContainerId, PodId, TaskId
+from pycri.model.ids import ContainerId, PodId, TaskId, is_id
 from pycri.network.interface import PodNetwork
 from pycri.pods.catalogue import with_facts
 from pycri.pods.endings import Endings
@@ -120,7 +120,8 @@ class Recovery:
                 self._find("folder without a record", id=name)
                 await asyncio.to_thread(self._remove_folders, name)
         for name in groups:
-            if name not in known:
+            # Another name is none of ours: an operator's, or a parent of pods from the kubelet.
+            if is_id(name) and name not in known:
                 self._find("cgroup without a record", id=name)
                 await asyncio.to_thread(self._remove_group, f"{self._cgroup_parent}/{name}")
         await self._network.reconcile(pods)

@@ -260,7 +260,11 @@ def measure(
 def _take_turns(clients: list[Streams], rounds: int, action: Callable[[Streams], None]) -> None:
     for _ in range(rounds):
         for client in clients:
-            action(client)
+            try:
+                action(client)
+            except Exception as error:
+                error.add_note(f"on {client.contestant.name}")
+                raise
 
 
 def render(host: dict[str, str], results: list[Result]) -> str:

@@ -199,3 +199,16 @@ def test_the_group_of_a_start_that_was_cut_short_goes_with_its_container(
     node.restart()
     node.remove_container(container)
     assert not any(group.exists() for group in groups)
+
+
+def test_a_parent_of_pods_below_our_own_is_not_swept(own_node: Node, images: Images) -> None:
+    pod = own_node.run_pod("below", linux={"cgroup_parent": f"/{own_node.name}/kubepods"})
+    container = own_node.run_container(pod, images["busybox"], command=SLEEP)
+    own_node.restart()
+    assert own_node.status(container).state == cri.CONTAINER_RUNNING
+    own_node.clear()
+    for folder in [
+        *Path("/sys/fs/cgroup").glob(f"*/{own_node.name}/kubepods"),
+        *Path("/sys/fs/cgroup").glob(f"{own_node.name}/kubepods"),
+    ]:
+        folder.rmdir()
