@@ -11,6 +11,7 @@ Source: OCI distribution-spec; RFC 9110 §10.2.3 (Retry-After), §14 (ranges).
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
@@ -86,14 +87,14 @@ class Endpoint:
 
         Raises: NotFound, Denied, RegistryUnavailable, CorruptImage.
         """
-        broken = 0
+        broken, heard_s = 0, time.monotonic()
         while True:
             async with self._open("GET", f"manifests/{target}") as response:
                 try:
                     return _document(target, response, await read_body(response, _MANIFEST_LIMIT))
                 except RegistryUnavailable:
                     broken += 1
-                    pause = self._pause_s(broken, begun=True)
+                    pause = self._pause_s(broken, heard_s)
                     if pause is None:
                         raise
             await asyncio.sleep(pause)
@@ -113,7 +114,7 @@ class Endpoint:
         Raises: NotFound, Denied, RegistryUnavailable, CorruptImage.
         """
         what, size = f"blobs/{descriptor.digest}", descriptor.size
-        at, fruitless = offset, 0
+        at, fruitless, heard_s = offset, 0, time.monotonic()
         while True:
             began, answered = at, False
             try:
@@ -123,24 +124,28 @@ class Endpoint:
                         async for piece in pieces:
                             at += len(piece)
                             yield piece
+                            # Not before: a taker with a slow disk is no silence.
+                            heard_s = time.monotonic()
                 if at >= size:
                     return
                 problem = RegistryUnavailable(f"{self.host.url} breaks off within a blob")
             except RegistryUnavailable as error:
                 problem = error
             fruitless = 0 if at - began >= _WORTH_IT else fruitless + 1
-            pause = self._pause_s(fruitless, begun=answered or at > offset)
-            if pause is None:
+            pause = self._pause_s(fruitless, heard_s)
+            if pause is None or not (answered or at > offset):
                 raise problem
             _log.info("transfer broken off", url=self.host.url, at=at, error=str(problem))
             await asyncio.sleep(pause)
 
-    def _pause_s(self, fruitless: int, *, begun: bool) -> float | None:
+    def _pause_s(self, fruitless: int, heard_s: float) -> float | None:
         """Return how long to wait before a transfer goes on here; None to leave it to the next.
 
-        A mirror is worth it as long as it brings something; the registry is also given time.
+        A mirror is worth it as long as it brings something; the registry is also given time, but
+        no third connection where nothing came on two. heard_s: when the last byte came.
         """
-        if not begun or (fruitless and not self.host.is_server):
+        silent = time.monotonic() - heard_s >= 2 * self._link.stall_timeout_s
+        if silent or (fruitless and not self.host.is_server):
             return None
         return pause_s(max(0, fruitless - 1), None)
 

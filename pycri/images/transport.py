@@ -80,6 +80,11 @@ class Link:
         self._timeout = timeout
         self._context = context
 
+    @property
+    def stall_timeout_s(self) -> float:
+        """How long a connection may be silent."""
+        return self._timeout.sock_read or 0.0
+
     def is_host(self, url: URL) -> bool:
         """Tell whether a URL is of the host itself, not of where it redirects to."""
         return url.origin() == URL(self._host.url).origin()

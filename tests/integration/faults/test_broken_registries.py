@@ -251,6 +251,23 @@ def test_a_transfer_that_never_gets_further_is_given_up(
     run(main())
 
 
+def test_a_transfer_that_stays_silent_is_tried_once_more(
+    built: Image, registry: Registry, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with FaultyProxy.start(registry.address) as proxy:
+            cut, stall = proxy.cuts(after=100_000), proxy.stalls(after=0)
+
+            async def dies(request: web.Request) -> web.StreamResponse:
+                return await (stall if "Range" in request.headers else cut)(request)
+
+            proxy.faults[built.layers[0]] = dies
+            await fails(tmp_path, name_at(proxy), errors.RegistryUnavailable, "sent nothing")
+            assert ranges(proxy, built.layers[0]) == ["", "bytes=100000-", "bytes=100000-"]
+
+    run(main())
+
+
 def test_a_registry_that_stays_silent_is_given_up(
     built: Image, registry: Registry, tmp_path: Path
 ) -> None:
