@@ -166,7 +166,7 @@ def test_crictl_execs(node: Node, container: str, transport: str) -> None:
         input=b"through crictl\n", capture_output=True, check=False,
     )  # fmt: skip
     assert done.stdout == b"through crictl\n"
-    assert done.stderr.startswith(b"err\n")
+    assert b"err\n" in done.stderr  # crictl has warnings of its own
     assert done.returncode != 0
     assert b"exit code 4" in done.stderr
     with at_terminal(*crictl(node, *options, "-it", container, "sh")) as person:
