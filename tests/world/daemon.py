@@ -106,7 +106,8 @@ class Node:
 
         settings: TOML of further keys. prefix: length of the address range's. run_dir: elsewhere
         than in the node's folder. network: TOML of further keys of its table. netns: the network
-        namespace that is the node's host; "" is ours. ipv6: pods have addresses of it, too.
+        namespace that is the node's host, whose lo is brought up; "" is ours. ipv6: pods have
+        addresses of it, too.
         """
         self.name = f"{leaks.NAME_PREFIX}{session.session_id}n{next(_numbers)}"
         self.folder = Path(scope.folders[0], self.name)
@@ -118,6 +119,8 @@ class Node:
         if ipv6:
             subnets += f",fd00:97:{self.subnet.split('.')[2]}::/64"
         self._enter = ["nsenter", f"--net={netns}"] if netns else []
+        if netns:
+            subprocess.run([*self._enter, "ip", "link", "set", "lo", "up"], check=True)
         self._scope = scope
         self._watched = {str(self.run_dir), str(self.state_dir / "containers")}
         self._pods: dict[str, cri.PodSandboxConfig] = {}
