@@ -32,6 +32,7 @@ import msgspec
 from pycri.errors import ProtocolViolation
 from pycri.model.streams import AttachRequest, ExecRequest
 from pycri.streaming import spdy
+from pycri.streaming.departures import Broken, Left
 from pycri.streaming.messages import MessageReader, render_message, render_message_head
 from pycri.streaming.spdy import ResetStatus, SpdyConnection, render_data_head
 from pycri.streaming.status import Outcome, render_outcome
@@ -93,16 +94,6 @@ class Refused(msgspec.Struct, frozen=True):
     """The client does not want an output any more."""
 
     channel: Channel
-
-
-class Left(msgspec.Struct, frozen=True):
-    """The client ends the session."""
-
-
-class Broken(msgspec.Struct, frozen=True):
-    """The client broke the rules; nothing that comes from it means anything any more."""
-
-    reason: str
 
 
 Event = Ready | Stdin | StdinEnded | Resized | Refused | Left | Broken

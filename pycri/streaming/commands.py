@@ -14,10 +14,8 @@ from pycri.errors import PycriError
 from pycri.logs import Log
 from pycri.model.streams import ExecRequest
 from pycri.streaming.channels import (
-    Broken,
     CommandChannels,
     Event,
-    Left,
     Ready,
     Refused,
     Request,
@@ -27,6 +25,7 @@ from pycri.streaming.channels import (
 )
 from pycri.streaming.context import CLIENT_LEFT, Context, cancel
 from pycri.streaming.interface import Process
+from pycri.streaming.listening import Listener
 from pycri.streaming.status import Failure, Outcome
 from pycri.streaming.stdio import Stdio
 from pycri.streaming.wire import Wire
@@ -47,6 +46,7 @@ class CommandSession:
         self._channels = channels
         self._request = request
         self._context = context
+        self._listener = Listener(wire, channels, context, self._act)
         self._ready = asyncio.Event()
         self._begun = asyncio.Event()
         self._stdio: Stdio | None = None
@@ -56,7 +56,7 @@ class CommandSession:
 
         Raises OSError when the client was lost.
         """
-        reading: asyncio.Task[str] = asyncio.create_task(self._read(first))
+        reading: asyncio.Task[str] = asyncio.create_task(self._listener.run(first))
         working = asyncio.create_task(self._work())
         stopping = asyncio.create_task(self._context.stopping.wait())
         idle = asyncio.create_task(self._context.wait_idle(self._wire))
@@ -89,29 +89,6 @@ class CommandSession:
                 async with asyncio.timeout(_FAREWELL_S):
                     await self._finish(Failure(reason))
         return reason
-
-    async def _read(self, first: bytes) -> str:
-        """Take what the client sends until it leaves; return how it did. Raises OSError."""
-        left = await self._take(memoryview(first))
-        while not left:
-            await self._wire.wait_readable()
-            with self._context.buffers.borrowed() as buffer:
-                size = await self._wire.receive(buffer)
-                left = await self._take(buffer[:size]) if size else CLIENT_LEFT
-        return left
-
-    async def _take(self, data: memoryview) -> str:
-        """Act on what has come. Returns how the client leaves, "" if it does not."""
-        events = self._channels.receive(data)
-        if replies := self._channels.replies():
-            await self._wire.send(replies)
-        for event in events:
-            if isinstance(event, Left):
-                return CLIENT_LEFT
-            if isinstance(event, Broken):
-                return f"the client broke the protocol: {event.reason}"
-            await self._act(event)
-        return ""
 
     async def _act(self, event: Event) -> None:
         if isinstance(event, Ready):

@@ -20,15 +20,14 @@ from typing import Any
 from pycri.errors import PycriError
 from pycri.logs import Log
 from pycri.model.streams import PortForwardRequest
-from pycri.streaming.context import CLIENT_LEFT, Context, cancel
+from pycri.streaming.context import Context, cancel
+from pycri.streaming.listening import Listener
 from pycri.streaming.ports import (
-    Broken,
     Data,
     Dropped,
     Event,
     Half,
     InputEnded,
-    Left,
     Opened,
     PortChannels,
 )
@@ -97,6 +96,7 @@ class ForwardSession:
         self._channels = channels
         self._request = request
         self._context = context
+        self._listener = Listener(wire, channels, context, self._act)
         self._targets: dict[int, Target] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = False
@@ -106,7 +106,7 @@ class ForwardSession:
 
         Raises OSError when the client was lost.
         """
-        reading = asyncio.create_task(self._read(first))
+        reading = asyncio.create_task(self._listener.run(first))
         stopping = asyncio.create_task(self._context.stopping.wait())
         idle = asyncio.create_task(self._context.wait_idle(self._wire))
         tasks: list[asyncio.Task[Any]] = [reading, stopping, idle]
@@ -126,29 +126,6 @@ class ForwardSession:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FAREWELL_S):
                     await self._wire.send(self._channels.go_away())
-
-    async def _read(self, first: bytes) -> str:
-        """Take what the client sends until it leaves; return how it did. Raises OSError."""
-        left = await self._take(memoryview(first))
-        while not left:
-            await self._wire.wait_readable()
-            with self._context.buffers.borrowed() as buffer:
-                size = await self._wire.receive(buffer)
-                left = await self._take(buffer[:size]) if size else CLIENT_LEFT
-        return left
-
-    async def _take(self, data: memoryview) -> str:
-        """Act on what has come. Returns how the client leaves, "" if it does not."""
-        events = self._channels.receive(data)
-        if replies := self._channels.replies():
-            await self._wire.send(replies)
-        for event in events:
-            if isinstance(event, Left):
-                return CLIENT_LEFT
-            if isinstance(event, Broken):
-                return f"the client broke the protocol: {event.reason}"
-            await self._act(event)
-        return ""
 
     async def _act(self, event: Event) -> None:
         match event:

@@ -26,6 +26,7 @@ import msgspec
 
 from pycri.errors import ProtocolViolation
 from pycri.streaming import spdy
+from pycri.streaming.departures import Broken, Left
 from pycri.streaming.messages import MessageReader, render_message, render_message_head
 from pycri.streaming.spdy import ResetStatus, SpdyConnection, render_data_head
 from pycri.streaming.websocket import Closed, WebSocket, render_head
@@ -66,16 +67,6 @@ class Dropped(msgspec.Struct, frozen=True):
     """The client has given up the connection, both ways."""
 
     connection: int
-
-
-class Left(msgspec.Struct, frozen=True):
-    """The client ends the session."""
-
-
-class Broken(msgspec.Struct, frozen=True):
-    """The client broke the rules; nothing that comes from it means anything any more."""
-
-    reason: str
 
 
 Event = Opened | Half | Data | InputEnded | Dropped | Left | Broken

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from pycri.model.ids import ContainerId
 from pycri.model.streams import ExecRequest
 from pycri.streaming.channels import (
-    Broken,
     Channel,
     Event,
-    Left,
     Ready,
     Refused,
     Resized,
@@ -23,6 +21,7 @@ from pycri.streaming.channels import (
     StdinEnded,
     WebSocketChannels,
 )
+from pycri.streaming.departures import Broken, Left
 from pycri.streaming.spdy import ResetStatus
 from pycri.streaming.status import Exited, Failure
 from tests.unit.streaming import frames

@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pycri.streaming.departures import Broken, Left
 from pycri.streaming.ports import (
-    Broken,
     Data,
     Dropped,
     Event,
     Half,
     InputEnded,
-    Left,
     Opened,
     PortChannels,
     SpdyPorts,
