@@ -279,7 +279,7 @@ def render(host: dict[str, str], results: list[Result]) -> str:
         rows.append([f"{name}, MB/s", *cells])
     roles = sorted({role for result in results for role in result.crowd} - {memory.CONTAINERS})
     for role in roles:
-        sizes = [result.crowd.get(role, memory.Memory()).pss / 1e6 for result in results]
+        sizes = [result.crowd.get(role, memory.Memory()).anonymous / 1e6 for result in results]
         rows.append([f"{SESSIONS} sessions: {role}, MB more", *(f"{size:.1f}" for size in sizes)])
     facts = [f"{name}: {value}" for name, value in host.items()]
     return "\n".join([*facts, "", *report.render_table(rows)])
