@@ -11,6 +11,8 @@
       chain postrouting         what leaves the pod ranges gets the address of the way out
       chain guard               nobody on the bridge may speak to the host's 127.0.0.0/8
 
+"ether type" is what the frame says: a frame with a VLAN tag says so, and is dropped with the rest.
+
 An element is both text, for a table written whole by `nft`, and bytes, for a message that adds or
 removes it alone (`nftables.py`). All bytes of a key are padded to four.
 
@@ -125,11 +127,10 @@ table bridge {table} {{
         iifname "{prefix}*" jump from_pod
     }}
     chain from_pod {{
-        ether type {{ vlan, 0x88a8 }} drop
-        iifname . ether saddr . ip saddr @senders4 accept
+        ether type ip iifname . ether saddr . ip saddr @senders4 accept
         icmpv6 type {{ nd-router-advert, nd-redirect }} drop
         icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @targets6 drop
-        iifname . ether saddr . ip6 saddr @senders6 accept
+        ether type ip6 iifname . ether saddr . ip6 saddr @senders6 accept
         iifname . ether saddr . arp saddr ip != @senders4 drop
         iifname . arp saddr ether . arp saddr ip @senders4 accept
         drop
