@@ -7,7 +7,7 @@ change nothing that outlives them and are cancelled with their client: PullImage
 no other way to stop it, and ExecSync, whose process ends with its caller.
 
 Handlers are wrapped once, when they are registered, instead of by an interceptor at each call, and
-may answer with bytes that are encoded already (decision 0036).
+may answer with bytes that are encoded already (decision 0035).
 """
 
 import asyncio

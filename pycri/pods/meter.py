@@ -7,7 +7,7 @@ short. Of one meter all calls come from one thread.
 
 Network counters are those of the host's end of each pod's link, with the directions swapped: one
 file for all pods, also for those whose processes have ended. An interface without such an end is
-looked at from inside, by way of a process (decision 0034).
+looked at from inside, by way of a process (decision 0033).
 """
 
 import contextlib

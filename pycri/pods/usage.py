@@ -7,7 +7,7 @@ alone for REST_FACTOR times as long. So however much containers write, the walks
 of one CPU, and calls answer from memory. A layer that cannot change any more is walked once more.
 
 The thread has no lower priority of its own: with the interpreter's lock in its hands it would make
-the daemon wait for as long as busy neighbours make it wait (decision 0034).
+the daemon wait for as long as busy neighbours make it wait (decision 0033).
 """
 
 import asyncio
