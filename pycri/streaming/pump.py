@@ -54,6 +54,7 @@ class Pump:
         """Carry one piece, having waited for it if need be. Returns False at the end."""
         if self._stopped or (self._left is not None and self._left <= 0):
             return False
+        finishing = self._left is not None
         with self._buffers.borrowed() as buffer:
             size = self._read(buffer)
             if size:
@@ -61,7 +62,8 @@ class Pump:
         if size is None and self._left is None:
             await self._wait()
             return True
-        if size and self._left is not None:
+        # A piece that was read before the end does not count, though it was sent after it.
+        if size and finishing and self._left is not None:
             self._left -= size
         return bool(size)
 
