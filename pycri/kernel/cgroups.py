@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both versions of control groups share: write, list, remove (cgroups(7))."""
 
+import errno
 import os
 from contextlib import suppress
 
@@ -42,7 +43,7 @@ def processes(directory: str) -> list[int]:
         try:
             with open(f"{folder}/cgroup.procs") as file:
                 pids += [int(line) for line in file]
-        except (FileNotFoundError, OSError):
+        except OSError:
             # ENODEV: the group was removed between the walk and the read.
             continue
     return pids
@@ -54,7 +55,7 @@ def move_processes(directory: str, target: str) -> int:
     try:
         with open(f"{directory}/cgroup.procs") as file:
             pids = file.read().split()
-    except (FileNotFoundError, OSError):
+    except OSError:
         return 0
     moved = 0
     for pid in pids:
@@ -85,6 +86,8 @@ def read_counter(path: str, key: str) -> int:
                 name, _, value = line.partition(" ")
                 if name == key:
                     return int(value)
-    except FileNotFoundError:
-        pass
+    except OSError as error:
+        # ENODEV: the group was removed since the file was opened.
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
     return 0
