@@ -68,6 +68,17 @@ def move_processes(directory: str, target: str) -> int:
 
 def remove(directory: str) -> bool:
     """Remove the group and all below it; absent is fine. False while a process is in it."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        # EBUSY: a process is in it, or there are groups below.
+        return _remove_below(directory)
+    return True
+
+
+def _remove_below(directory: str) -> bool:
     for folder, _, _ in os.walk(directory, topdown=False):
         try:
             os.rmdir(folder)
