@@ -203,8 +203,6 @@ def _mount(step: Step) -> list[_Object]:
             return [_image_mount(step)]
         case WritablePath():
             return [_entry(step.path, "tmpfs", "tmpfs", ("tmpcopyup",))]
-        case MountImage():
-            raise Unsupported(f"{step}: an OCI runtime mounts no images")
         case MakeSymlink():
             _check_link(step)
         case (
