@@ -207,6 +207,7 @@ class SpdyChannels:
         if channel is Channel.STDIN and self._version == 1:
             self._spdy.answer(self._spdy.end(stream))
         if not self._missing:
+            self._spdy.seal()
             events += [Ready(), *self._early]
             self._early.clear()
 

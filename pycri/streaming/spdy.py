@@ -133,8 +133,7 @@ class SpdyConnection:
         self._most_streams = most_streams
         self._streams: dict[int, _Stream] = {}
         self._last_stream = 0
-        self._inflate = zlib.decompressobj(zdict=DICTIONARY)
-        self._deflate = zlib.compressobj(wbits=_WINDOW_BITS, memLevel=1, zdict=DICTIONARY)
+        self._blocks: _Blocks | None = _Blocks()
         self._partial = bytearray()  # a frame's head, or a control frame, until it is whole
         self._data_stream = 0
         self._data_left = 0
@@ -176,9 +175,14 @@ class SpdyConnection:
         self._replies += frame
 
     def accept(self, stream: int) -> None:
-        """Put an empty SYN_REPLY among the replies; the client waits for it."""
-        block = self._deflate.compress(b"\0\0\0\0") + self._deflate.flush(zlib.Z_SYNC_FLUSH)
+        """Put an empty SYN_REPLY among the replies; the client waits for it. Not once sealed."""
+        assert self._blocks is not None
+        block = self._blocks.render_empty()
         self.answer(render_control(Kind.SYN_REPLY, struct.pack("!I", stream) + block))
+
+    def seal(self) -> None:
+        """Refuse all further streams: so headers mean nothing any more, and cost no memory."""
+        self._blocks = None
 
     def reset(self, stream: int, status: ResetStatus) -> bytes:
         """Return the frame that gives up a stream."""
@@ -284,7 +288,7 @@ class SpdyConnection:
             raise ProtocolViolation(f"a stream opened as number {number}")
         self._last_stream = number
         headers = self._read_block(body[10:])
-        if len(self._streams) >= self._most_streams:
+        if self._blocks is None or len(self._streams) >= self._most_streams:
             self.answer(self.reset(number, ResetStatus.REFUSED_STREAM))
             return
         self._streams[number] = _Stream()
@@ -298,6 +302,22 @@ class SpdyConnection:
             del self._streams[number]
 
     def _read_block(self, block: bytes) -> dict[str, str]:
+        return {} if self._blocks is None else self._blocks.parse(block)
+
+
+class _Blocks:
+    """The two zlib streams of header blocks; some 50 KB of memory."""
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(zdict=DICTIONARY)
+        self._deflate = zlib.compressobj(wbits=_WINDOW_BITS, memLevel=1, zdict=DICTIONARY)
+
+    def render_empty(self) -> bytes:
+        """Return our next block: without headers."""
+        return self._deflate.compress(b"\0\0\0\0") + self._deflate.flush(zlib.Z_SYNC_FLUSH)
+
+    def parse(self, block: bytes) -> dict[str, str]:
+        """Return what is in the client's next block. Raises ProtocolViolation."""
         try:
             text = self._inflate.decompress(block, LARGEST_BLOCK_BYTES + 1)
         except zlib.error as error:

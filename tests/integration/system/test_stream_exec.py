@@ -349,6 +349,23 @@ def test_a_command_that_does_not_read_holds_up_its_client(node: Node, container:
     wait_gone(node, container, "sleep 608")
 
 
+def test_two_hundred_at_once_cost_little_memory(own_node: Node, images: Images) -> None:
+    node = own_node
+    container = node.run_container(
+        node.run_pod("crowd"), images["busybox"], command=["sleep", "600"]
+    )
+    before = resident(node.pid_of("daemon"))
+    sessions = [start_exec(node, container, "cat", stdin=True) for _ in range(200)]
+    for session in sessions:
+        session.write(b"word\n")
+    for session in sessions:
+        session.read_until(b"word\n")
+    assert resident(node.pid_of("daemon")) - before < 24 << 20
+    for session in sessions:
+        session.close_stdin()
+    assert all(session.finish().exit_code == 0 for session in sessions)
+
+
 def test_many_at_once_do_not_mix_their_data(node: Node, container: str) -> None:
     sessions = [
         start_exec(node, container, "cat", stdin=True, transport=TRANSPORTS[number % 2])

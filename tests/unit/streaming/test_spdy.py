@@ -117,6 +117,16 @@ def test_too_many_streams_are_refused_each_by_itself() -> None:
     assert receive(server, client.open(7, {"n": "7"})) == [Opened(7, {"n": "7"})]
 
 
+def test_a_sealed_connection_refuses_streams_and_goes_on_with_those_it_has() -> None:
+    client, server = SpdyClient(), SpdyConnection(10)
+    receive(server, client.open(1, {}))
+    server.seal()
+    assert receive(server, client.open(3, {"a": "b"}), client.headers(1, {"c": "d"})) == []
+    assert client.read(server.replies()) == [("reset", 3, spdy.ResetStatus.REFUSED_STREAM)]
+    assert receive(server, frames.data(1, b"x", fin=True)) == [Data(1, memoryview(b"x")), Ended(1)]
+    assert receive(server, client.open(3, {})) == [Broken("a stream opened as number 3")]
+
+
 @pytest.mark.parametrize(
     ("sent", "words"),
     [
