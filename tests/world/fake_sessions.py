@@ -127,6 +127,11 @@ class FakeSessions:
             raise Unavailable(f"port {port}: {error.strerror}") from error
 
 
+def impatient(**timeouts_s: float) -> StreamingSettings:
+    """Settings with time-outs of less than a second, which a node's cannot be."""
+    return StreamingSettings(**timeouts_s)  # type: ignore[arg-type]
+
+
 @asynccontextmanager
 async def streaming(
     settings: StreamingSettings | None = None,

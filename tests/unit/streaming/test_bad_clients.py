@@ -18,7 +18,7 @@ from pycri.streaming.spdy import ResetStatus
 from tests.unit.streaming import frames
 from tests.unit.streaming.client import Client
 from tests.unit.streaming.test_sessions import begin, finish, play, shell
-from tests.world.fake_sessions import FakeSessions
+from tests.world.fake_sessions import FakeSessions, impatient
 
 UPGRADE = ("Connection: Upgrade", "Upgrade: SPDY/3.1")
 V4 = "X-Stream-Protocol-Version: v4.channel.k8s.io"
@@ -111,7 +111,7 @@ class TestRequests:
             assert await client.reader.read() == b""
             await client.close()
 
-        play(scene, StreamingSettings(creation_timeout_s=1))
+        play(scene, impatient(creation_timeout_s=0.2))
 
     def test_what_is_not_admitted_gets_no_url(self) -> None:
         async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
@@ -133,7 +133,7 @@ class TestStreams:
             assert "timed out" in str(status["message"])
             assert not sessions.processes
 
-        play(scene, StreamingSettings(creation_timeout_s=1))
+        play(scene, impatient(creation_timeout_s=0.2))
 
     def test_broken_frames_are_told_on_the_error_stream_and_end_the_process(self) -> None:
         broken = {

@@ -16,7 +16,7 @@ from pycri.model.streams import AttachRequest, ExecRequest, PortForwardRequest
 from pycri.streaming.server import StreamingServer
 from tests.unit.streaming import frames
 from tests.unit.streaming.client import Client
-from tests.world.fake_sessions import FakeSessions, streaming
+from tests.world.fake_sessions import FakeSessions, impatient, streaming
 
 WAIT_S = 20
 CONTAINER, POD = ContainerId("c"), PodId("p")
@@ -298,9 +298,10 @@ class TestExec:
         async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
             client, streams = await begin(server, shell("echo up; sleep 60"))
             await client.read_until(streams["stdout"], b"up")
-            await server.close()
+            closing = asyncio.create_task(server.close())
             status = await finish(client, streams)
             assert status["message"] == "the runtime is stopping"
+            await closing
 
         play(scene)
 
@@ -310,7 +311,7 @@ class TestExec:
             status = await finish(client, streams)
             assert status["message"] == "the session was idle"
 
-        play(scene, StreamingSettings(idle_timeout_s=1))
+        play(scene, impatient(idle_timeout_s=0.2))
 
 
 async def echo_server(ended: asyncio.Event) -> asyncio.Server:
@@ -397,7 +398,7 @@ class TestPortForward:
             await client.read_until(1, b"timed out")
             await client.close()
 
-        play(scene, StreamingSettings(creation_timeout_s=1))
+        play(scene, impatient(creation_timeout_s=0.2))
 
     def test_the_tunnel_carries_the_same(self) -> None:
         async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
