@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _END_TIMEOUT_S = 20.0
@@ -65,7 +66,8 @@ class RuntimeGroup:
 
     def _try_remove(self) -> bool:
         for pid in self.read_pids():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it went with its namespace's first process
+                os.kill(pid, signal.SIGKILL)
         left = False
         for root in self._roots:
             for folder, _, _ in os.walk(root, topdown=False):

@@ -6,8 +6,12 @@ SPDY, which every runtime speaks, so that what the client costs is the same for 
 
     start-up      Exec, connect, all streams, `true`, its status
     connection    a further connection to a port: a pair of streams, one byte there and back
-    throughput    BYTES out of a command, into one, and out of a port
+    out, in       MEGABYTES out of a command, into one
+    forward       MEGABYTES out of a port
     sessions      SESSIONS commands at once, each echoes a line: memory of the runtime's processes
+
+Whoever fails in one of these, or takes longer than LIMIT_S for it once, is out of it, and the
+others go on; the reason is told below the table.
 """
 
 import contextlib
@@ -34,10 +38,11 @@ from tests.world import leaks, session
 from tests.world.commands import SpdyCommand, SpdyPorts
 from tests.world.images import Images
 from tests.world.registry import Registry
-from tests.world.wires import DEADLINE_S
+from tests.world.wires import DEADLINE_S, Refused
 
 SESSIONS = 200
 SETTLE_S = 3.0
+LIMIT_S = 60
 ECHO_PORT, FLOOD_PORT = 7, 19
 """As services of RFC 862 (echo) and RFC 864 (a generator) have them."""
 
@@ -52,14 +57,16 @@ _TIMEOUT_S = 60.0
 class Streams:
     """The client of one contestant: a pod with a container that serves two ports.
 
-    times: milliseconds by what was measured; rates: MB/s likewise.
+    samples: milliseconds or MB/s, by the label of what was measured. failures: reasons likewise.
     """
 
     def __init__(self, contestant: Contestant, image: str, size: int) -> None:
         self.contestant = contestant
         self.size = size
-        self.times: dict[str, list[float]] = {}
-        self.rates: dict[str, list[float]] = {}
+        self.samples: dict[str, list[float]] = {}
+        self.failures: dict[str, str] = {}
+        self.crowd: dict[str, memory.Memory] = {}
+        self._ports: SpdyPorts | None = None
         self._client = Client(contestant, image)
         self._client.pull()
         self.version = self._client.read_version()
@@ -71,10 +78,21 @@ class Streams:
         self._runtime = cri_grpc.RuntimeServiceStub(self._channel)
 
     def close(self) -> None:
-        """Remove the pod and hang up."""
+        """Hang up. The pod is removed with the runtime."""
         self._channel.close()
-        self._client.clear()
         self._client.close()
+
+    def attempt(self, figure: str) -> None:
+        """Measure a figure once, unless it has failed before."""
+        if figure in self.failures:
+            return
+        try:
+            with _limited():
+                FIGURES[figure](self)
+        except (AssertionError, OSError, Refused, grpc.RpcError) as error:
+            reason = error.details() if isinstance(error, grpc.Call) else str(error)
+            self.failures[figure] = f"{type(error).__name__}: {reason}"
+            _say(f"{self.contestant.name}: {figure}: {self.failures[figure]}")
 
     def wait_ready(self) -> None:
         """Wait until the servers listen and the file is there."""
@@ -86,12 +104,13 @@ class Streams:
 
     def start_up(self) -> None:
         """Time a command that does nothing."""
-        with self._timed("exec of true"):
+        with self._timed("exec of true, ms"):
             assert self._exec("true").finish().exit_code == 0
 
-    def connection(self, ports: SpdyPorts) -> None:
-        """Time a connection to a port."""
-        with self._timed("connection to a port"):
+    def connection(self) -> None:
+        """Time a further connection to a port."""
+        self._ports = ports = self._ports or self._forward()
+        with self._timed("connection to a port, ms"):
             forwarded = ports.connect(ECHO_PORT)
             forwarded.data.write(b"x")
             assert forwarded.data.read_until(b"x") == b"x"
@@ -100,7 +119,7 @@ class Streams:
 
     def output(self) -> None:
         """Rate of a command's output."""
-        with self._rated("exec cat, out"):
+        with self._rated("exec cat, out, MB/s"):
             command = self._exec("cat", "/big")
             command.streams["stdout"].sink = True
             assert command.finish().exit_code == 0
@@ -109,7 +128,7 @@ class Streams:
     def input(self) -> None:
         """Rate of a command's input."""
         block = memoryview(bytes(1 << 20))
-        with self._rated("exec cat, in"):
+        with self._rated("exec cat, in, MB/s"):
             command = self._exec("sh", "-c", "cat | wc -c", stdin=True)
             for _ in range(self.size >> 20):
                 command.streams["stdin"].write(block)
@@ -118,21 +137,16 @@ class Streams:
 
     def download(self) -> None:
         """Rate of a forwarded port."""
-        ports = self.forward()
-        with self._rated("port-forward, out"):
+        ports = self._forward()
+        with self._rated("port-forward, out, MB/s"):
             forwarded = ports.connect(FLOOD_PORT)
             forwarded.data.sink = True
             forwarded.data.read_all()
             assert forwarded.data.received == self.size
         ports.close()
 
-    def forward(self) -> SpdyPorts:
-        """Begin a port-forward session."""
-        request = cri.PortForwardRequest(pod_sandbox_id=self._pod)
-        return SpdyPorts(self._runtime.PortForward(request, timeout=_TIMEOUT_S).url)
-
-    def crowd(self) -> dict[str, memory.Memory]:
-        """Hold SESSIONS commands at once; return the memory they add, by role."""
+    def sessions(self) -> None:
+        """Hold SESSIONS commands at once; find the memory they add, by role."""
         time.sleep(SETTLE_S)
         before = memory.read_memory(self.contestant)
         sessions = [self._exec("cat", stdin=True) for _ in range(SESSIONS)]
@@ -141,17 +155,18 @@ class Streams:
         for number, command in enumerate(sessions):
             command.read_until(b"session %d\n" % number)
         time.sleep(SETTLE_S)
-        held = memory.read_memory(self.contestant)
+        for role, held in memory.read_memory(self.contestant).items():
+            empty = before.get(role, memory.Memory())
+            self.crowd[role] = memory.Memory(
+                pss=held.pss - empty.pss, anonymous=held.anonymous - empty.anonymous
+            )
         for command in sessions:
             command.close_stdin()
         assert all(command.finish().exit_code == 0 for command in sessions)
-        return {
-            role: memory.Memory(
-                pss=size.pss - before.get(role, memory.Memory()).pss,
-                anonymous=size.anonymous - before.get(role, memory.Memory()).anonymous,
-            )
-            for role, size in held.items()
-        }
+
+    def _forward(self) -> SpdyPorts:
+        request = cri.PortForwardRequest(pod_sandbox_id=self._pod)
+        return SpdyPorts(self._runtime.PortForward(request, timeout=_TIMEOUT_S).url)
 
     def _exec(self, *cmd: str, stdin: bool = False) -> SpdyCommand:
         request = cri.ExecRequest(
@@ -161,17 +176,43 @@ class Streams:
         return SpdyCommand(url, (*(["stdin"] if stdin else []), "stdout", "stderr"))
 
     @contextlib.contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _timed(self, label: str) -> Iterator[None]:
         start = time.perf_counter_ns()
         yield
-        self.times.setdefault(name, []).append((time.perf_counter_ns() - start) / 1e6)
+        self.samples.setdefault(label, []).append((time.perf_counter_ns() - start) / 1e6)
 
     @contextlib.contextmanager
-    def _rated(self, name: str) -> Iterator[None]:
+    def _rated(self, label: str) -> Iterator[None]:
         start = time.perf_counter_ns()
         yield
         seconds = (time.perf_counter_ns() - start) / 1e9
-        self.rates.setdefault(name, []).append(self.size / 1e6 / seconds)
+        self.samples.setdefault(label, []).append(self.size / 1e6 / seconds)
+
+
+FIGURES: dict[str, Callable[[Streams], None]] = {
+    "start-up": Streams.start_up,
+    "connection": Streams.connection,
+    "out": Streams.output,
+    "in": Streams.input,
+    "forward": Streams.download,
+    "sessions": Streams.sessions,
+}
+_OF_BYTES = ("out", "in", "forward")
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Raise TimeoutError in what takes longer than LIMIT_S, wherever it waits."""
+
+    def expire(*_: object) -> None:
+        raise TimeoutError(f"not done within {LIMIT_S} s")
+
+    signal.signal(signal.SIGALRM, expire)
+    signal.alarm(LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -179,21 +220,33 @@ class Result(msgspec.Struct, kw_only=True):
 
     name: str
     version: str
-    times: dict[str, list[float]]
-    rates: dict[str, list[float]]
+    samples: dict[str, list[float]]
     crowd: dict[str, memory.Memory]
+    failures: dict[str, str]
 
 
 @click.command()
+@click.option(
+    "--figure",
+    "figures",
+    multiple=True,
+    type=click.Choice(list(FIGURES)),
+    help="What to measure, again and again for more; all of them by default.",
+)
 @click.option("--rounds", default=30, show_default=True, help="Start-ups, connections.")
-@click.option("--transfers", default=5, show_default=True, help="Transfers of each kind.")
+@click.option("--transfers", default=3, show_default=True, help="Transfers of each kind.")
 @click.option("--megabytes", default=1024, show_default=True, help="Size of a transfer, in MiB.")
 @click.option(
     "--peer", "peers", multiple=True, type=click.Choice(["containerd"]), help="Beside pycri."
 )
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write every sample here.")
 def main(
-    rounds: int, transfers: int, megabytes: int, peers: tuple[str, ...], file: Path | None
+    figures: tuple[str, ...],
+    rounds: int,
+    transfers: int,
+    megabytes: int,
+    peers: tuple[str, ...],
+    file: Path | None,
 ) -> None:
     """Measure exec and port-forward of pycri, beside other runtimes if asked for."""
     if os.geteuid() != 0:
@@ -203,6 +256,9 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     session.claim_session()
+    counts = {"start-up": rounds, "connection": rounds, "sessions": 1}
+    counts |= dict.fromkeys(_OF_BYTES, transfers)
+    wanted = {figure: counts[figure] for figure in figures or FIGURES}
     with contextlib.ExitStack() as stack:
         folder = Path(
             stack.enter_context(
@@ -213,18 +269,19 @@ def main(
         contestants = [stack.enter_context(start_pycri(folder))]
         if peers:
             contestants += _start_containerds(stack, folder, registry)
-        image = Images(registry)["busybox"]
-        results = measure(contestants, image, rounds, transfers, megabytes << 20)
+        results = measure(contestants, Images(registry)["busybox"], wanted, megabytes << 20)
     host = _read_host(rounds, peers)
     click.echo(render(host, results))
     if file is not None:
         file.write_bytes(msgspec.json.format(msgspec.json.encode((host, results))))
+    sys.exit(any(result.failures for result in results))
 
 
 def measure(
-    contestants: list[Contestant], image: str, rounds: int, transfers: int, size: int
+    contestants: list[Contestant], image: str, figures: dict[str, int], size: int
 ) -> list[Result]:
-    """Measure all contestants in turns, and remove all pods."""
+    """Measure all contestants in turns. figures: how many times each; size: of a transfer."""
+    size = size if set(figures) & set(_OF_BYTES) else 1
     with contextlib.ExitStack() as stack:
         clients = []
         for contestant in contestants:
@@ -232,57 +289,38 @@ def measure(
             stack.callback(clients[-1].close)
         for client in clients:
             client.wait_ready()
-        _say("start-up, connections")
-        _take_turns(clients, rounds, Streams.start_up)
-        for client in clients:
-            ports = client.forward()
-            for _ in range(rounds):
-                client.connection(ports)
-            ports.close()
-        _say("transfers")
-        for action in (Streams.output, Streams.input, Streams.download):
-            _take_turns(clients, transfers, action)
-        results = []
-        for client in clients:
-            _say(f"{client.contestant.name}: {SESSIONS} sessions at once")
-            results.append(
-                Result(
-                    name=client.contestant.name,
-                    version=client.version,
-                    times=client.times,
-                    rates=client.rates,
-                    crowd=client.crowd(),
-                )
-            )
-        return results
-
-
-def _take_turns(clients: list[Streams], rounds: int, action: Callable[[Streams], None]) -> None:
-    for _ in range(rounds):
-        for client in clients:
-            try:
-                action(client)
-            except Exception as error:
-                error.add_note(f"on {client.contestant.name}")
-                raise
+        for figure, count in figures.items():
+            _say(f"{figure}, {count} times")
+            for _ in range(count):
+                for client in clients:
+                    client.attempt(figure)
+    return [
+        Result(
+            name=client.contestant.name,
+            version=client.version,
+            samples=client.samples,
+            crowd=client.crowd,
+            failures=client.failures,
+        )
+        for client in clients
+    ]
 
 
 def render(host: dict[str, str], results: list[Result]) -> str:
     """Return the results as Markdown."""
-    names = [result.name for result in results]
-    rows = [["median", *names]]
-    for name in results[0].times:
-        cells = [f"{report.median(result.times[name]):.2f}" for result in results]
-        rows.append([f"{name}, ms", *cells])
-    for name in results[0].rates:
-        cells = [f"{report.median(result.rates[name]):.0f}" for result in results]
-        rows.append([f"{name}, MB/s", *cells])
+    rows = [["median", *(result.name for result in results)]]
+    for label in dict.fromkeys(label for result in results for label in result.samples):
+        digits = 0 if label.endswith("MB/s") else 2
+        samples = [result.samples.get(label) for result in results]
+        cells = (f"{report.median(each):.{digits}f}" if each else "failed" for each in samples)
+        rows.append([label, *cells])
     roles = sorted({role for result in results for role in result.crowd} - {memory.CONTAINERS})
     for role in roles:
         sizes = [result.crowd.get(role, memory.Memory()).anonymous / 1e6 for result in results]
         rows.append([f"{SESSIONS} sessions: {role}, MB more", *(f"{size:.1f}" for size in sizes)])
     facts = [f"{name}: {value}" for name, value in host.items()]
-    return "\n".join([*facts, "", *report.render_table(rows)])
+    failures = [f"{r.name}: {f}: {reason}" for r in results for f, reason in r.failures.items()]
+    return "\n".join([*facts, "", *report.render_table(rows), *(["", *failures] * bool(failures))])
 
 
 if __name__ == "__main__":
