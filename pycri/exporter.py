@@ -104,7 +104,9 @@ class Exporter:
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
 
-    def begin(self, method: str, request: object, context: object) -> Callable[[str], None]:
+    def begin(
+        self, method: str, request: object, headers: Mapping[str, str]
+    ) -> Callable[[str], None]:
         """Take note of a call, and then of its end."""
         in_progress = self._in_progress.labels(method)
         in_progress.inc()

@@ -8,7 +8,7 @@ by OTLP over gRPC, in batches, from a thread of the library; a collector that is
     pip install 'pycri[tracing]'
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 # TID251: this module is OpenTelemetry's one home.
@@ -54,10 +54,9 @@ class Tracing:
         self._tracer = self._provider.get_tracer("pycri", __version__)
         self._propagator = TraceContextTextMapPropagator()
 
-    def begin(self, method: str, request: Any, context: Any) -> Callable[[str], None]:
+    def begin(self, method: str, request: Any, headers: Mapping[str, str]) -> Callable[[str], None]:
         """Begin the span of a call; what it does from now on is below that span."""
-        metadata = dict(context.invocation_metadata() or ())
-        parent = self._propagator.extract(metadata)
+        parent = self._propagator.extract(headers)
         span = self._tracer.start_span(f"{_SERVICE}/{method}", parent, trace.SpanKind.SERVER)
         if span.is_recording():
             span.set_attribute("rpc.system", "grpc")

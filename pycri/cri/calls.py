@@ -1,26 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """What surrounds every call: an id, the time it takes, one line in the log, a status for an error.
 
+A method that is a plain function only looks at what is in memory: it is answered in the front's
+thread, at once. A coroutine function is performed as a task of the event loop (decision 0043).
+
 Calls that change something run as tasks of the server, not of the connection: a client that hangs
 up, or whose deadline passes, does not leave half a pod; its retry joins or finds the result. Two
 change nothing that outlives them and are cancelled with their client: PullImage, whose caller has
 no other way to stop it, and ExecSync, whose process ends with its caller.
-
-Handlers are wrapped once, when they are registered, instead of by an interceptor at each call, and
-may answer with bytes that are encoded already (decision 0035).
 """
 
 import asyncio
+import contextvars
 import inspect
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, cast
+from functools import partial
+from typing import Any, Protocol
 
-import grpc  # noqa: TID251  the edge is its home
+import msgspec
+from google.protobuf import message_factory
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import DecodeError
 
+from pycri.cri.front import Call
+from pycri.cri.rpc import Code
 from pycri.cri.status import code_of, message_of
 from pycri.errors import Unsupported
 from pycri.logs import Field, Log, request_id
@@ -34,178 +41,224 @@ _CANCELLED_WITH_CLIENT = ("PullImage", "ExecSync")
 
 _log = Log("cri")
 
-Handler = Any
-"""A grpc.RpcMethodHandler, which is generic for type checkers only."""
-Behaviour = Callable[[Any, Any], Awaitable[Any]]
-StreamBehaviour = Callable[[Any, Any], AsyncIterator[Any]]
-
-
 Ending = Callable[[str], None]
 """Is told, at the end of a call, the name of its gRPC status."""
 
 
 class Watch(Protocol):
-    """Takes note of calls."""
+    """Takes note of calls, in whatever thread each is performed."""
 
-    def begin(self, method: str, request: Any, context: Any) -> Ending:
-        """Take note of a call, in its own task, and return what is to be told of its end."""
-
-
-class Failure:
-    """An error on its way from the call's task to its client."""
-
-    def __init__(self, error: Exception) -> None:
-        self.code = code_of(error)
-        self.message = message_of(error)
+    def begin(self, method: str, request: Any, headers: Mapping[str, str]) -> Ending:
+        """Take note of a call, in its own context, and return what is to be told of its end."""
 
 
-class Calls(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic at run time
-    """Every method that was registered, by its path "/package.Service/Method".
+class Method(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of a service. parse: the request, from its bytes.
 
-    tasks: the group that owns the changing calls. An instance stands in for a server where the
-    generated code registers handlers.
+    behaviour: called with the request; returns a message or its bytes, or yields such. None, from a
+    stream: it has begun.
     """
 
+    name: str
+    parse: Callable[[bytes], Any]
+    behaviour: Callable[[Any], Any]
+    streams: bool
+
+    @property
+    def ends_with_client(self) -> bool:
+        """Whether nothing is left to do if the client is gone."""
+        return self.streams or is_reading(self.name) or self.name in _CANCELLED_WITH_CLIENT
+
+
+class Calls:
+    """Every method that is served, by its path "/package.Service/Method"."""
+
     def __init__(self, tasks: asyncio.TaskGroup, watches: Sequence[Watch]) -> None:
+        """tasks: the group that owns the calls of the event loop."""
+        self._loop = asyncio.get_running_loop()
         self._tasks = tasks
         self._watches = watches
-        self._running: set[asyncio.Task[Any]] = set()
-        self._handlers: dict[str, Handler] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._methods: dict[str, Method] = {}
 
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
-        """Take a service's handlers, as the generated code gives them, and wrap each."""
-        for method, handler in handlers.items():
-            self._handlers[f"/{service}/{method}"] = self._wrapped(method, handler)
+    def add(self, descriptor: ServiceDescriptor, service: object) -> None:
+        """Serve what `service` has of the methods of a service; others answer UNIMPLEMENTED."""
+        for method in descriptor.methods:
+            self._methods[f"/{descriptor.full_name}/{method.name}"] = Method(
+                name=method.name,
+                parse=message_factory.GetMessageClass(method.input_type).FromString,
+                behaviour=getattr(service, method.name, None) or _unserved(method.name),
+                streams=method.server_streaming,
+            )
 
-    def add_generic_rpc_handlers(self, handlers: tuple[Any, ...]) -> None:
-        """Take no notice: these are the same handlers again."""
-
-    def service(self, handler_call_details: Any) -> Handler | None:
-        """Return the handler of a call; None for a method nobody has."""
-        return self._handlers.get(handler_call_details.method)
+    def take(self, call: Call) -> None:
+        """Answer a call, or have the loop do it; for the front's thread."""
+        method = self._methods.get(call.path)
+        if method is None:
+            call.end(Code.UNIMPLEMENTED, f"unknown method {call.path}")
+            return
+        try:
+            request = method.parse(call.message)
+        except DecodeError:
+            call.end(Code.INTERNAL, "the request cannot be read")
+            return
+        behaviour = method.behaviour
+        if inspect.iscoroutinefunction(behaviour) or inspect.isasyncgenfunction(behaviour):
+            self._loop.call_soon_threadsafe(self._begin, method, request, call)
+        elif method.streams:
+            # A context of its own: others are answered before it is over.
+            context = contextvars.copy_context()
+            context.run(self._stream_here, method, request, call, context)
+        else:
+            self._answer_here(method, request, call)
 
     async def finish(self, deadline: float) -> None:
-        """Wait for changing calls whose clients are gone until `deadline`, then cancel them.
+        """Wait for the calls of the loop until `deadline`, then cancel them.
 
         deadline: on the event loop's clock. What is cut short is undone by the next start.
         """
         if self._running:
-            left = max(0.0, deadline - asyncio.get_running_loop().time())
+            left = max(0.0, deadline - self._loop.time())
             _, late = await asyncio.wait(self._running, timeout=left)
             for task in late:
                 task.cancel()
 
-    def _wrapped(self, method: str, handler: Handler) -> Handler:
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._wrap_stream(method, cast(StreamBehaviour, handler.unary_stream)),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=_serialize,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._wrap(method, cast(Behaviour, handler.unary_unary)),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=_serialize,
-        )
+    # in the front's thread
 
-    def _wrap(self, method: str, behaviour: Behaviour) -> Behaviour:
-        """Return the call with everything around it."""
-        served = behaviour if inspect.iscoroutinefunction(behaviour) else _unserved(method)
-        owned = not is_reading(method) and method not in _CANCELLED_WITH_CLIENT
+    def _answer_here(self, method: Method, request: Any, call: Call) -> None:
+        account = _Account(method.name, request, call, self._watches)
+        try:
+            response = method.behaviour(request)
+            account.done(response, _serialize(response))
+        except Exception as error:  # noqa: BLE001  the RPC edge: nothing may pass it unanswered
+            account.failed(error)
 
-        async def call(request: Any, context: Any) -> Any:
-            request_id.set(secrets.token_hex(4))
-            work = self._perform(method, served, request, context)
-            outcome = await (asyncio.shield(self._own(work, method)) if owned else work)
-            if isinstance(outcome, Failure):
-                await context.abort(outcome.code, outcome.message)
-            return outcome
+    def _stream_here(
+        self, method: Method, request: Any, call: Call, context: contextvars.Context
+    ) -> None:
+        account = _Account(method.name, request, call, self._watches)
+        messages: Generator[Any, None, None] = method.behaviour(request)
 
-        return call
+        def send() -> None:
+            """Send as much as the client takes; called again when it has taken that."""
+            try:
+                for message in messages:
+                    call.write(_serialize(message))
+                    if call.must_wait(lambda: context.run(send)):
+                        return
+                    if call.gone:
+                        messages.close()
+                        account.cancelled()
+                        return
+            except Exception as error:  # noqa: BLE001  the RPC edge, as above
+                account.failed(error)
+            else:
+                account.done()
 
-    def _own(self, work: Coroutine[Any, Any, Any], method: str) -> asyncio.Task[Any]:
-        task = self._tasks.create_task(work, name=method)
+        send()
+
+    # in the event loop
+
+    def _begin(self, method: Method, request: Any, call: Call) -> None:
+        if call.gone and method.ends_with_client:
+            return
+        work = self._stream if method.streams else self._perform
+        task = self._own(work(method, request, call), method.name)
+        if call.timeout_s is not None:
+            timer = self._loop.call_later(call.timeout_s, _expire, method, call, task)
+            task.add_done_callback(lambda _: timer.cancel())
+        if method.ends_with_client:
+            call.tell_gone(partial(self._soon, task.cancel))
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._tasks.create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
 
-    async def _perform(self, method: str, behaviour: Behaviour, request: Any, context: Any) -> Any:
-        """Return the response or the Failure, having logged the one line."""
-        line = _Line(method, request)
-        endings = [watch.begin(method, request, context) for watch in self._watches]
-        code = "CANCELLED"
+    async def _perform(self, method: Method, request: Any, call: Call) -> None:
+        account = _Account(method.name, request, call, self._watches)
         try:
-            response = await behaviour(request, context)
+            response = await method.behaviour(request)
+            account.done(response, _serialize(response))
         except asyncio.CancelledError:
-            line.cancelled("call cancelled")
+            account.cancelled()
             raise
-        except Exception as error:  # noqa: BLE001  the RPC edge: nothing may pass it unanswered
-            failure = line.failed(error)
-            code = failure.code.name
-            return failure
-        else:
-            code = "OK"
-            line.done("call", response)
-            return response
-        finally:
-            for end in endings:
-                end(code)
+        except Exception as error:  # noqa: BLE001  the RPC edge, as above
+            account.failed(error)
 
-    def _wrap_stream(self, method: str, behaviour: StreamBehaviour) -> StreamBehaviour:
-        """Return the stream with everything around it; it ends with its client."""
-        served = behaviour if inspect.isasyncgenfunction(behaviour) else _unserved_stream(method)
+    async def _stream(self, method: Method, request: Any, call: Call) -> None:
+        account = _Account(method.name, request, call, self._watches)
+        messages: AsyncGenerator[Any, None] = method.behaviour(request)
+        try:
+            async with aclosing(messages):
+                async for message in messages:
+                    if message is None:
+                        call.begin()
+                    else:
+                        call.write(_serialize(message))
+                        await self._drained(call)
+            account.done()
+        except asyncio.CancelledError:
+            account.cancelled()
+            raise
+        except Exception as error:  # noqa: BLE001  the RPC edge, as above
+            account.failed(error)
 
-        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-            request_id.set(secrets.token_hex(4))
-            line = _Line(method, request)
-            endings = [watch.begin(method, request, context) for watch in self._watches]
-            code = "CANCELLED"
-            try:
-                async with aclosing(served(request, context)) as items:  # type: ignore[type-var]
-                    async for item in items:
-                        yield item
-                code = "OK"
-                line.done("stream", None)
-            except (asyncio.CancelledError, GeneratorExit):
-                line.cancelled("stream cancelled")
-                raise
-            except Exception as error:  # noqa: BLE001  the RPC edge, as above
-                failure = line.failed(error)
-                code = failure.code.name
-                await context.abort(failure.code, failure.message)
-            finally:
-                for end in endings:
-                    end(code)
+    def _soon(self, action: Callable[[], object]) -> None:
+        """Have the loop do something; from the front's thread."""
+        self._loop.call_soon_threadsafe(action)
 
-        return call
+    async def _drained(self, call: Call) -> None:
+        """Wait until the client has taken what was sent."""
+        drained = asyncio.Event()
+        if call.must_wait(partial(self._soon, drained.set)):
+            await drained.wait()
 
 
-class _Line:
-    """The one line of a call in the log: at debug if it changed nothing."""
+class _Account:
+    """What is noted of a call: one line in the log, at debug if it changed nothing; its watches."""
 
-    def __init__(self, method: str, request: Any) -> None:
+    def __init__(self, method: str, request: Any, call: Call, watches: Sequence[Watch]) -> None:
+        request_id.set(secrets.token_hex(4))
         self._method = method
         self._request = request
+        self._call = call
         self._start = time.monotonic()
+        self._endings = [watch.begin(method, request, call.headers) for watch in watches]
 
-    def done(self, event: str, response: Any) -> None:
-        if is_reading(self._method):
-            if _log.shows_debug():
-                _log.debug(event, **(self._fields() | subject(response)))
+    def done(self, response: Any = None, data: bytes | None = None) -> None:
+        """Send the answer, or the end of a stream; the line is written when that has been done."""
+        self._end(Code.OK)
+        if data is None:
+            self._call.end()
         else:
-            _log.info(event, **(self._fields() | subject(response)))
+            self._call.answer(data)
+        if not is_reading(self._method):
+            _log.info("call", **(self._fields() | subject(response)))
+        elif _log.shows_debug():
+            _log.debug("call", **(self._fields() | subject(response)))
 
-    def cancelled(self, event: str) -> None:
-        _log.info(event, **self._fields())
+    def cancelled(self) -> None:
+        """The client is gone, or the server stops."""
+        self._end(Code.CANCELLED)
+        self._call.end(Code.CANCELLED, "the call was cancelled")
+        _log.info("call cancelled", **self._fields())
 
-    def failed(self, error: Exception) -> Failure:
-        failure = Failure(error)
-        if failure.code is grpc.StatusCode.INTERNAL:
+    def failed(self, error: Exception) -> None:
+        """Answer with the error."""
+        code, text = code_of(error), message_of(error)
+        self._end(code)
+        self._call.end(code, text)
+        if code is Code.INTERNAL:
             _log.exception("call failed", error, **self._fields())
-            return failure
+            return
         write = _log.debug if is_reading(self._method) else _log.info
-        write("call refused", **self._fields(), code=failure.code.name, error=failure.message)
-        return failure
+        write("call refused", **self._fields(), code=code.name, error=text)
+
+    def _end(self, code: Code) -> None:
+        for end in self._endings:
+            end(code.name)
 
     def _fields(self) -> dict[str, Field]:
         ms = (time.monotonic() - self._start) * 1000
@@ -217,19 +270,18 @@ def is_reading(method: str) -> bool:
     return _READING.fullmatch(method) is not None
 
 
-def _unserved(method: str) -> Behaviour:
-    """Stand in for a method the generated servicer only names."""
-
-    async def call(request: Any, context: Any) -> Any:
-        raise Unsupported(f"{method} is not implemented yet")
-
-    return call
+def _expire(method: Method, call: Call, task: asyncio.Task[None]) -> None:
+    """The caller does not wait any longer."""
+    call.end(Code.DEADLINE_EXCEEDED, "the caller's deadline has passed")
+    if method.ends_with_client:
+        task.cancel()
 
 
-def _unserved_stream(method: str) -> StreamBehaviour:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
-        raise Unsupported(f"{method} is not implemented yet")
-        yield
+def _unserved(name: str) -> Callable[[Any], Any]:
+    """Stand in for a method that a service has not."""
+
+    def call(request: Any) -> Any:
+        raise Unsupported(f"{name} is not implemented yet")
 
     return call
 

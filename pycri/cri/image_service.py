@@ -2,36 +2,28 @@
 """ImageService. RPCs not here answer UNIMPLEMENTED."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
-import grpc  # noqa: TID251  the edge is its home
 import msgspec
 
 from pycri.cri.api import runtime_v1_pb2 as pb
-from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceServicer
 from pycri.cri.application import Images, WritableLayers
 from pycri.cri.chunks import chunks
 from pycri.cri.decode.image import decode_auth, decode_image_spec
 from pycri.cri.encode import records as encode
 
-Context = grpc.aio.ServicerContext[object, object]
 
-
-class ImageService(ImageServiceServicer):
+class ImageService:
     """Images of the node."""
 
     def __init__(self, images: Images, layers: WritableLayers) -> None:
         self._images = images
         self._layers = layers
 
-    async def ListImages(
-        self, request: pb.ListImagesRequest, context: Context
-    ) -> pb.ListImagesResponse:
+    def ListImages(self, request: pb.ListImagesRequest) -> pb.ListImagesResponse:
         return pb.ListImagesResponse(images=list(self._listed(request.filter)))
 
-    async def StreamImages(
-        self, request: pb.StreamImagesRequest, context: Context
-    ) -> AsyncIterator[pb.StreamImagesResponse]:
+    def StreamImages(self, request: pb.StreamImagesRequest) -> Iterator[pb.StreamImagesResponse]:
         for chunk in chunks(self._listed(request.filter), pb.Image.ByteSize):
             yield pb.StreamImagesResponse(images=chunk)
 
@@ -42,9 +34,7 @@ class ImageService(ImageServiceServicer):
             return map(encode.encode_image, [found] if found else [])
         return map(encode.encode_image, self._images.images())
 
-    async def ImageStatus(
-        self, request: pb.ImageStatusRequest, context: Context
-    ) -> pb.ImageStatusResponse:
+    def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         """Return the image; an absent one is an empty answer (CRI, `ImageStatus`)."""
         image = self._images.find(decode_image_spec(request.image, "image").image)
         if image is None:
@@ -54,22 +44,16 @@ class ImageService(ImageServiceServicer):
             info=encode.encode_image_info(image) if request.verbose else None,
         )
 
-    async def PullImage(
-        self, request: pb.PullImageRequest, context: Context
-    ) -> pb.PullImageResponse:
+    async def PullImage(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         name = decode_image_spec(request.image, "image").image
         image = await self._images.pull(name, decode_auth(request))
         return pb.PullImageResponse(image_ref=image.id)
 
-    async def RemoveImage(
-        self, request: pb.RemoveImageRequest, context: Context
-    ) -> pb.RemoveImageResponse:
+    async def RemoveImage(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
         await self._images.remove(decode_image_spec(request.image, "image").image)
         return pb.RemoveImageResponse()
 
-    async def ImageFsInfo(
-        self, request: pb.ImageFsInfoRequest, context: Context
-    ) -> pb.ImageFsInfoResponse:
+    async def ImageFsInfo(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
         """Return one file system twice, with what images and what writable layers take of it.
 
         Both are in the state folder: with one mount point the kubelet takes them for one file

@@ -8,10 +8,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-import grpc  # noqa: TID251  the edge is its home
-
 from pycri.cri.api import node_v1_pb2 as node_pb
-from pycri.cri.api.node_v1_pb2_grpc import NodeServicer
 from pycri.cri.application import Images, Networks
 from pycri.cri.decode import fields
 from pycri.cri.decode.image import decode_login
@@ -24,44 +21,38 @@ from pycri.model.image import Image
 
 _PROGRESS_INTERVAL_S: Final = 0.1
 
-Context = grpc.aio.ServicerContext[object, object]
 
-
-class NodeService(NodeServicer):
+class NodeService:
     """What pycri offers beside the CRI."""
 
     def __init__(self, images: Images, networks: Networks) -> None:
         self._images = images
         self._networks = networks
 
-    async def ListNetwork(
-        self, request: node_pb.ListNetworkRequest, context: Context
-    ) -> node_pb.ListNetworkResponse:
+    async def ListNetwork(self, request: node_pb.ListNetworkRequest) -> node_pb.ListNetworkResponse:
         return node_pb.ListNetworkResponse(
             pods=[encode_pod_network(pod) for pod in self._networks.list()]
         )
 
     async def CheckNetwork(
-        self, request: node_pb.CheckNetworkRequest, context: Context
+        self, request: node_pb.CheckNetworkRequest
     ) -> node_pb.CheckNetworkResponse:
         return node_pb.CheckNetworkResponse(problems=await self._networks.check())
 
     async def CollectNetwork(
-        self, request: node_pb.CollectNetworkRequest, context: Context
+        self, request: node_pb.CollectNetworkRequest
     ) -> node_pb.CollectNetworkResponse:
         await self._networks.collect()
         return node_pb.CollectNetworkResponse()
 
-    async def ImportImage(
-        self, request: node_pb.ImportImageRequest, context: Context
-    ) -> node_pb.ImportImageResponse:
+    async def ImportImage(self, request: node_pb.ImportImageRequest) -> node_pb.ImportImageResponse:
         path = Path(fields.absolute(request.path, "path"))
         name = fields.word(request.name, "name") if request.name else ""
         images = await self._images.import_archive(path, name)
         return node_pb.ImportImageResponse(image_refs=[image.id for image in images])
 
     async def ExportImages(
-        self, request: node_pb.ExportImagesRequest, context: Context
+        self, request: node_pb.ExportImagesRequest
     ) -> node_pb.ExportImagesResponse:
         path = Path(fields.absolute(request.path, "path"))
         names = [fields.word(name, f"names[{i}]") for i, name in enumerate(request.names)]
@@ -71,7 +62,7 @@ class NodeService(NodeServicer):
         return node_pb.ExportImagesResponse()
 
     async def CheckImages(
-        self, request: node_pb.CheckImagesRequest, context: Context
+        self, request: node_pb.CheckImagesRequest
     ) -> AsyncIterator[node_pb.CheckedImage]:
         """Tell of each image as it has been read; then, if asked for, of the repair."""
         broken: list[CheckedImage] = []
@@ -85,7 +76,7 @@ class NodeService(NodeServicer):
                 yield node_pb.CheckedImage(image_ref=image.id, names=names, unlisted=True)
 
     async def ListImageUsage(
-        self, request: node_pb.ListImageUsageRequest, context: Context
+        self, request: node_pb.ListImageUsageRequest
     ) -> node_pb.ListImageUsageResponse:
         total = self._images.usage()
         return node_pb.ListImageUsageResponse(
@@ -95,7 +86,7 @@ class NodeService(NodeServicer):
         )
 
     async def WatchPull(
-        self, request: node_pb.WatchPullRequest, context: Context
+        self, request: node_pb.WatchPullRequest
     ) -> AsyncIterator[node_pb.PullProgress]:
         """Pull, telling how far it is; a client that goes away leaves the pull."""
         name = fields.word(request.name, "name")

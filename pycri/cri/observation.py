@@ -5,10 +5,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-import grpc  # noqa: TID251  the edge is its home
-
 from pycri.cri.api import runtime_v1_pb2 as pb
-from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceServicer
 from pycri.cri.application import Observed
 from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
@@ -16,10 +13,8 @@ from pycri.cri.encode.events import encode_event
 from pycri.cri.encode.metrics import encode_metric_descriptors, encode_pod_metrics
 from pycri.cri.encode.stats import encode_container_stats, encode_pod_stats
 
-Context = grpc.aio.ServicerContext[object, object]
 
-
-class ObservationService(RuntimeServiceServicer):
+class ObservationService:
     """Statistics, metrics, events."""
 
     def __init__(self, observed: Observed) -> None:
@@ -27,69 +22,67 @@ class ObservationService(RuntimeServiceServicer):
         self._metrics = observed.metrics
         self._events = observed.events
 
-    async def ContainerStats(
-        self, request: pb.ContainerStatsRequest, context: Context
-    ) -> pb.ContainerStatsResponse:
+    async def ContainerStats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
         container_id = decode.decode_id(request.container_id, "container_id")
         stats = await self._stats.container(container_id)
         return pb.ContainerStatsResponse(stats=encode_container_stats(stats))
 
     async def ListContainerStats(
-        self, request: pb.ListContainerStatsRequest, context: Context
+        self, request: pb.ListContainerStatsRequest
     ) -> pb.ListContainerStatsResponse:
         return pb.ListContainerStatsResponse(
             stats=list(await self._container_stats(request.filter))
         )
 
     async def StreamContainerStats(
-        self, request: pb.StreamContainerStatsRequest, context: Context
+        self, request: pb.StreamContainerStatsRequest
     ) -> AsyncIterator[pb.StreamContainerStatsResponse]:
         stats = await self._container_stats(request.filter)
         for chunk in chunks(stats, pb.ContainerStats.ByteSize):
             yield pb.StreamContainerStatsResponse(container_stats=chunk)
 
     async def PodSandboxStats(
-        self, request: pb.PodSandboxStatsRequest, context: Context
+        self, request: pb.PodSandboxStatsRequest
     ) -> pb.PodSandboxStatsResponse:
         pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
         stats = await self._stats.pod(pod_id)
         return pb.PodSandboxStatsResponse(stats=encode_pod_stats(stats))
 
     async def ListPodSandboxStats(
-        self, request: pb.ListPodSandboxStatsRequest, context: Context
+        self, request: pb.ListPodSandboxStatsRequest
     ) -> pb.ListPodSandboxStatsResponse:
         return pb.ListPodSandboxStatsResponse(stats=list(await self._pod_stats(request.filter)))
 
     async def StreamPodSandboxStats(
-        self, request: pb.StreamPodSandboxStatsRequest, context: Context
+        self, request: pb.StreamPodSandboxStatsRequest
     ) -> AsyncIterator[pb.StreamPodSandboxStatsResponse]:
         stats = await self._pod_stats(request.filter)
         for chunk in chunks(stats, pb.PodSandboxStats.ByteSize):
             yield pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=chunk)
 
-    async def ListMetricDescriptors(
-        self, request: pb.ListMetricDescriptorsRequest, context: Context
+    def ListMetricDescriptors(
+        self, request: pb.ListMetricDescriptorsRequest
     ) -> pb.ListMetricDescriptorsResponse:
         return pb.ListMetricDescriptorsResponse(descriptors=encode_metric_descriptors())
 
     async def ListPodSandboxMetrics(
-        self, request: pb.ListPodSandboxMetricsRequest, context: Context
+        self, request: pb.ListPodSandboxMetricsRequest
     ) -> pb.ListPodSandboxMetricsResponse:
         metrics = await self._pod_metrics()
         return pb.ListPodSandboxMetricsResponse(pod_metrics=metrics)
 
     async def StreamPodSandboxMetrics(
-        self, request: pb.StreamPodSandboxMetricsRequest, context: Context
+        self, request: pb.StreamPodSandboxMetricsRequest
     ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
         for chunk in chunks(await self._pod_metrics(), pb.PodSandboxMetrics.ByteSize):
             yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=chunk)
 
     async def GetContainerEvents(
-        self, request: pb.GetEventsRequest, context: Context
-    ) -> AsyncIterator[pb.ContainerEventResponse]:
+        self, request: pb.GetEventsRequest
+    ) -> AsyncIterator[pb.ContainerEventResponse | None]:
         with self._events.reading() as events:
             # Whoever sees it knows: nothing that happens from now on is missed.
-            await context.send_initial_metadata(())
+            yield None
             async for event in events:
                 yield encode_event(event)
 

@@ -3,9 +3,7 @@
 # ruff: noqa: N802  the methods bear the CRI's names
 
 import time
-from collections.abc import AsyncIterator, Iterator
-
-import grpc  # noqa: TID251  the edge is its home
+from collections.abc import Iterator
 
 from pycri import __version__
 from pycri.cri.api import runtime_v1_pb2 as pb
@@ -28,8 +26,6 @@ from pycri.cri.encode import records as encode
 from pycri.cri.encode.shown import Shown
 from pycri.cri.observation import ObservationService
 from pycri.cri.streaming import StreamingService
-
-Context = grpc.aio.ServicerContext[object, object]
 
 
 class RuntimeService(ObservationService, StreamingService):
@@ -62,7 +58,7 @@ class RuntimeService(ObservationService, StreamingService):
             field=pb.PodSandboxStatusResponse.CONTAINERS_STATUSES_FIELD_NUMBER,
         )
 
-    async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
+    def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         return pb.VersionResponse(
             version="0.1.0",  # of the kubelet's runtime API; other runtimes answer the same
             runtime_name="pycri",
@@ -70,45 +66,37 @@ class RuntimeService(ObservationService, StreamingService):
             runtime_api_version="v1",
         )
 
-    async def RunPodSandbox(
-        self, request: pb.RunPodSandboxRequest, context: Context
-    ) -> pb.RunPodSandboxResponse:
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
         pod_id = await self._sandboxes.run(decode_pod_spec(request))
         return pb.RunPodSandboxResponse(pod_sandbox_id=pod_id)
 
-    async def StopPodSandbox(
-        self, request: pb.StopPodSandboxRequest, context: Context
-    ) -> pb.StopPodSandboxResponse:
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
         await self._sandboxes.stop(decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id"))
         return pb.StopPodSandboxResponse()
 
     async def RemovePodSandbox(
-        self, request: pb.RemovePodSandboxRequest, context: Context
+        self, request: pb.RemovePodSandboxRequest
     ) -> pb.RemovePodSandboxResponse:
         await self._sandboxes.remove(decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id"))
         return pb.RemovePodSandboxResponse()
 
-    async def PodSandboxStatus(  # type: ignore[override]  # encoded already
-        self, request: pb.PodSandboxStatusRequest, context: Context
-    ) -> bytes:
+    def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes:
         pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
+        # Before anything is looked at: what changes meanwhile has an event of a later time.
+        timestamp_ns = time.time_ns()
         record = self._sandboxes.status(pod_id)
         rest = pb.PodSandboxStatusResponse(
             info=encode.encode_pod_info(record) if request.verbose else None,
-            timestamp=time.time_ns(),
+            timestamp=timestamp_ns,
         )
         # For a kubelet that takes events: it does not ask for each container then.
         containers = self._containers_of_pods.all(self._containers.of_pod(record.id))
         return b"".join((self._pod_statuses.one(record), *containers, rest.SerializeToString()))
 
-    async def ListPodSandbox(  # type: ignore[override]  # encoded already
-        self, request: pb.ListPodSandboxRequest, context: Context
-    ) -> bytes:
+    def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
         return b"".join(self._listed_pods(request.filter))
 
-    async def StreamPodSandboxes(  # type: ignore[override]  # encoded already
-        self, request: pb.StreamPodSandboxesRequest, context: Context
-    ) -> AsyncIterator[bytes]:
+    def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest) -> Iterator[bytes]:
         for chunk in chunks(self._listed_pods(request.filter), len):
             yield b"".join(chunk)
 
@@ -120,40 +108,32 @@ class RuntimeService(ObservationService, StreamingService):
         return self._pods.all(records)
 
     async def CreateContainer(
-        self, request: pb.CreateContainerRequest, context: Context
+        self, request: pb.CreateContainerRequest
     ) -> pb.CreateContainerResponse:
         pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
         container_id = await self._containers.create(pod_id, decode_container_spec(request))
         return pb.CreateContainerResponse(container_id=container_id)
 
-    async def StartContainer(
-        self, request: pb.StartContainerRequest, context: Context
-    ) -> pb.StartContainerResponse:
+    async def StartContainer(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
         await self._containers.start(decode.decode_id(request.container_id, "container_id"))
         return pb.StartContainerResponse()
 
-    async def StopContainer(
-        self, request: pb.StopContainerRequest, context: Context
-    ) -> pb.StopContainerResponse:
+    async def StopContainer(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
         container_id = decode.decode_id(request.container_id, "container_id")
         timeout_s = decode.decode_timeout(request.timeout, "timeout")
         await self._containers.stop(container_id, timeout_s)
         return pb.StopContainerResponse()
 
     async def RemoveContainer(
-        self, request: pb.RemoveContainerRequest, context: Context
+        self, request: pb.RemoveContainerRequest
     ) -> pb.RemoveContainerResponse:
         await self._containers.remove(decode.decode_id(request.container_id, "container_id"))
         return pb.RemoveContainerResponse()
 
-    async def ListContainers(  # type: ignore[override]  # encoded already
-        self, request: pb.ListContainersRequest, context: Context
-    ) -> bytes:
+    def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
         return b"".join(self._listed_containers(request.filter))
 
-    async def StreamContainers(  # type: ignore[override]  # encoded already
-        self, request: pb.StreamContainersRequest, context: Context
-    ) -> AsyncIterator[bytes]:
+    def StreamContainers(self, request: pb.StreamContainersRequest) -> Iterator[bytes]:
         for chunk in chunks(self._listed_containers(request.filter), len):
             yield b"".join(chunk)
 
@@ -167,9 +147,7 @@ class RuntimeService(ObservationService, StreamingService):
         )
         return self._all_containers.all(records)
 
-    async def ContainerStatus(  # type: ignore[override]  # encoded already
-        self, request: pb.ContainerStatusRequest, context: Context
-    ) -> bytes:
+    def ContainerStatus(self, request: pb.ContainerStatusRequest) -> bytes:
         container_id = decode.decode_id(request.container_id, "container_id")
         record = self._containers.status(container_id)
         status = self._container_statuses.one(record)
@@ -179,7 +157,7 @@ class RuntimeService(ObservationService, StreamingService):
         return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
     async def UpdateContainerResources(
-        self, request: pb.UpdateContainerResourcesRequest, context: Context
+        self, request: pb.UpdateContainerResourcesRequest
     ) -> pb.UpdateContainerResourcesResponse:
         container_id = decode.decode_id(request.container_id, "container_id")
         asked = decode_resources(request.linux, "linux")
@@ -187,7 +165,7 @@ class RuntimeService(ObservationService, StreamingService):
         return pb.UpdateContainerResourcesResponse()
 
     async def UpdatePodSandboxResources(
-        self, request: pb.UpdatePodSandboxResourcesRequest, context: Context
+        self, request: pb.UpdatePodSandboxResourcesRequest
     ) -> pb.UpdatePodSandboxResourcesResponse:
         pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
         overhead = decode.decode_optional_resources(request, "overhead")
@@ -195,7 +173,7 @@ class RuntimeService(ObservationService, StreamingService):
         await self._updates.update_pod(pod_id, overhead, resources)
         return pb.UpdatePodSandboxResourcesResponse()
 
-    async def ExecSync(self, request: pb.ExecSyncRequest, context: Context) -> pb.ExecSyncResponse:
+    async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         container_id = decode.decode_id(request.container_id, "container_id")
         command = decode.decode_command(request)
         timeout_s = decode.decode_timeout(request.timeout, "timeout")
@@ -205,12 +183,12 @@ class RuntimeService(ObservationService, StreamingService):
         )
 
     async def ReopenContainerLog(
-        self, request: pb.ReopenContainerLogRequest, context: Context
+        self, request: pb.ReopenContainerLogRequest
     ) -> pb.ReopenContainerLogResponse:
         await self._containers.reopen_log(decode.decode_id(request.container_id, "container_id"))
         return pb.ReopenContainerLogResponse()
 
-    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+    async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
         user_namespaces = self._node.user_namespaces()
         handler = pb.RuntimeHandlerFeatures(
             recursive_read_only_mounts=True, user_namespaces=user_namespaces
@@ -229,14 +207,12 @@ class RuntimeService(ObservationService, StreamingService):
         )
 
     async def UpdateRuntimeConfig(
-        self, request: pb.UpdateRuntimeConfigRequest, context: Context
+        self, request: pb.UpdateRuntimeConfigRequest
     ) -> pb.UpdateRuntimeConfigResponse:
         if cidr := decode.decode_pod_cidr(request):
             await self._node.set_pod_cidr(cidr)
         return pb.UpdateRuntimeConfigResponse()
 
-    async def RuntimeConfig(
-        self, request: pb.RuntimeConfigRequest, context: Context
-    ) -> pb.RuntimeConfigResponse:
+    def RuntimeConfig(self, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
         linux = pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS)
         return pb.RuntimeConfigResponse(linux=linux)

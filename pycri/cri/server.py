@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gRPC server on its unix socket. What surrounds each call is in `calls.py`."""
+"""The server on its unix socket: who talks is `front.py`, what surrounds a call is `calls.py`."""
 
 import asyncio
 import os
@@ -8,12 +8,10 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, cast
 
-import grpc  # noqa: TID251  the edge is its home
-
-from pycri.cri.api import node_v1_pb2_grpc, runtime_v1_pb2_grpc
+from pycri.cri.api import node_v1_pb2, runtime_v1_pb2
 from pycri.cri.calls import Calls, Watch
+from pycri.cri.front import Front
 from pycri.cri.image_service import ImageService
 from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
@@ -22,6 +20,7 @@ from pycri.errors import WrongState
 MAX_MESSAGE_BYTES = 16 << 20
 """What the kubelet takes, too (cri-client, maxMsgSize)."""
 SOCKET_MODE = 0o660
+_LOOK_S = 0.005
 
 
 @asynccontextmanager
@@ -42,26 +41,28 @@ async def serving(
     _refuse_to_displace(path)
     async with asyncio.TaskGroup() as tasks:
         calls = Calls(tasks, watches)
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", -1),
-            ],
-        )
-        registry = cast(Any, calls)  # stands in for a server here
-        runtime_v1_pb2_grpc.add_RuntimeServiceServicer_to_server(runtime, registry)
-        runtime_v1_pb2_grpc.add_ImageServiceServicer_to_server(images, registry)
-        node_v1_pb2_grpc.add_NodeServicer_to_server(node, registry)
-        server.add_generic_rpc_handlers((calls,))
-        inode = _bind(server, path)
+        calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["RuntimeService"], runtime)
+        calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["ImageService"], images)
+        calls.add(node_v1_pb2.DESCRIPTOR.services_by_name["Node"], node)
+        listener = _bind(path)
+        inode = os.lstat(path).st_ino
+        front = Front(listener, calls.take, max_message_bytes=MAX_MESSAGE_BYTES)
+        front.start()
         try:
-            await server.start()
             yield
         finally:
             _unlink_own(path, inode)
             deadline = asyncio.get_running_loop().time() + grace_s
-            await server.stop(grace_s)
+            front.go_away()
             await calls.finish(deadline)
+            await _sent(front, deadline)
+            front.close()
+
+
+async def _sent(front: Front, deadline: float) -> None:
+    """Wait until the last answers are sent."""
+    while front.busy() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  rare
+        await asyncio.sleep(_LOOK_S)
 
 
 def _refuse_to_displace(path: str) -> None:
@@ -80,25 +81,26 @@ def _refuse_to_displace(path: str) -> None:
     raise WrongState(f"another process listens on {path}")
 
 
-def _bind(server: grpc.aio.Server, path: str) -> int:
-    """Bind in a private folder, then rename: nobody can connect before the mode is right.
-
-    Returns the socket's inode.
-    """
+def _bind(path: str) -> socket.socket:
+    """Bind in a private folder, then rename: nobody can connect before the mode is right."""
     parent = os.path.dirname(path)
     os.makedirs(parent, mode=0o755, exist_ok=True)
     private = tempfile.mkdtemp(prefix=".", dir=parent)
     temporary = f"{private}/s"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        server.add_insecure_port(f"unix:{temporary}")
+        listener.bind(temporary)
         os.chown(temporary, os.geteuid(), os.getegid())
         os.chmod(temporary, SOCKET_MODE)
         os.rename(temporary, path)
+    except BaseException:
+        listener.close()
+        raise
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         os.rmdir(private)
-    return os.lstat(path).st_ino
+    return listener
 
 
 def _unlink_own(path: str, inode: int) -> None:

@@ -7,28 +7,27 @@ CreateContainer it shows the message only of UNKNOWN, and tells kinds apart by i
 
 import errno
 
-import grpc  # noqa: TID251  the edge is its home
-
 from pycri import errors
+from pycri.cri.rpc import Code
 
-CODES: dict[type[BaseException], grpc.StatusCode] = {
-    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.NotFound: grpc.StatusCode.NOT_FOUND,
-    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
-    errors.WrongState: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
-    errors.TimedOut: grpc.StatusCode.DEADLINE_EXCEEDED,
-    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
-    errors.OutOfResources: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errors.Denied: grpc.StatusCode.PERMISSION_DENIED,
-    errors.RegistryUnavailable: grpc.StatusCode.UNKNOWN,
-    errors.CorruptImage: grpc.StatusCode.UNKNOWN,
-    errors.SignatureRejected: grpc.StatusCode.UNKNOWN,
-    errors.ImageVolumeMountFailed: grpc.StatusCode.UNKNOWN,
-    errors.RecursiveReadOnlyUnsupported: grpc.StatusCode.UNKNOWN,
-    errors.ProtocolViolation: grpc.StatusCode.INVALID_ARGUMENT,
-    errors.InvalidSettings: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.SetupFailed: grpc.StatusCode.INTERNAL,
+CODES: dict[type[BaseException], Code] = {
+    errors.InvalidRequest: Code.INVALID_ARGUMENT,
+    errors.NotFound: Code.NOT_FOUND,
+    errors.AlreadyExists: Code.ALREADY_EXISTS,
+    errors.WrongState: Code.FAILED_PRECONDITION,
+    errors.Unsupported: Code.UNIMPLEMENTED,
+    errors.TimedOut: Code.DEADLINE_EXCEEDED,
+    errors.Unavailable: Code.UNAVAILABLE,
+    errors.OutOfResources: Code.RESOURCE_EXHAUSTED,
+    errors.Denied: Code.PERMISSION_DENIED,
+    errors.RegistryUnavailable: Code.UNKNOWN,
+    errors.CorruptImage: Code.UNKNOWN,
+    errors.SignatureRejected: Code.UNKNOWN,
+    errors.ImageVolumeMountFailed: Code.UNKNOWN,
+    errors.RecursiveReadOnlyUnsupported: Code.UNKNOWN,
+    errors.ProtocolViolation: Code.INVALID_ARGUMENT,
+    errors.InvalidSettings: Code.FAILED_PRECONDITION,
+    errors.SetupFailed: Code.INTERNAL,
 }
 
 CRI_NAMES: dict[type[BaseException], str] = {
@@ -45,14 +44,14 @@ LONGEST_MESSAGE = 1000
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 
 
-def code_of(error: BaseException) -> grpc.StatusCode:
+def code_of(error: BaseException) -> Code:
     """Return the code of the nearest class in the table; INTERNAL for what nobody foresaw."""
     if getattr(error, "errno", None) in _EXHAUSTED:
-        return grpc.StatusCode.RESOURCE_EXHAUSTED
+        return Code.RESOURCE_EXHAUSTED
     for kind in type(error).__mro__:
         if kind in CODES:
             return CODES[kind]
-    return grpc.StatusCode.INTERNAL
+    return Code.INTERNAL
 
 
 def message_of(error: BaseException) -> str:

@@ -57,11 +57,11 @@ class ImageNames:
         """
         image_id = self._by_name.get(name) or self._by_name.get(self._full(name))
         if image_id is not None:
-            return self._images[image_id]
+            return self._images.get(image_id)
         if not (match := _ID.fullmatch(name)):
             return None
-        fitting = [image_id for image_id in self._images if image_id[7:].startswith(match[1])]
-        return self._images[fitting[0]] if len(fitting) == 1 else None
+        fitting = [image for image in self.images() if image.id[7:].startswith(match[1])]
+        return fitting[0] if len(fitting) == 1 else None
 
     def find_all(self, names: Iterable[str]) -> tuple[Image, ...]:
         """Return the images that `names` mean, each once, with the tags among these names.

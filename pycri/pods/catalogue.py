@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every pod and container of this node: in memory for readers, in the database behind it.
 
-Records are immutable; a change replaces one. Readers never wait: lists and statuses touch nothing
-but these dictionaries. A writer awaits the transaction first, so that what is shown is durable
+Records are immutable; a change, always the event loop's, replaces one. Readers never wait, whatever
+thread they are in: lists and statuses touch nothing but these dictionaries, and copy in one step
+what they go through. A writer awaits the transaction first, so that what is shown is durable
 against the death of the daemon.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -57,9 +58,9 @@ class Catalogue:
 
     # pods
 
-    def pods(self) -> Iterable[PodRecord]:
+    def pods(self) -> Sequence[PodRecord]:
         """Return all pods."""
-        return self._pods.values()
+        return list(self._pods.values())
 
     def pod(self, pod_id: str) -> PodRecord:
         """Return the pod with this id or unambiguous prefix of one. Raises NotFound."""
@@ -104,9 +105,9 @@ class Catalogue:
 
     # containers
 
-    def containers(self) -> Iterable[ContainerRecord]:
+    def containers(self) -> Sequence[ContainerRecord]:
         """Return all containers."""
-        return self._containers.values()
+        return list(self._containers.values())
 
     def container(self, container_id: str) -> ContainerRecord:
         """Return the container with this id or unambiguous prefix of one. Raises NotFound."""
@@ -123,7 +124,9 @@ class Catalogue:
 
     def containers_of(self, pod_id: PodId) -> list[ContainerRecord]:
         """Return a pod's containers."""
-        return [self._containers[key] for key in self._by_pod.get(pod_id, {}).values()]
+        keys = list(self._by_pod.get(pod_id, {}).values())
+        # One may be going at this moment: its name is forgotten after its record.
+        return [record for key in keys if (record := self._containers.get(key))]
 
     async def add_container(self, container: ContainerRecord) -> None:
         """Store a new container."""
@@ -190,7 +193,7 @@ def _find(records: dict[str, R], key: str, kind: str) -> R:
     record = records.get(key)
     if record is not None:
         return record
-    matches = [whole for whole in records if whole.startswith(key)] if key else []
+    matches = [one for one in list(records.values()) if one.id.startswith(key)] if key else []
     if len(matches) != 1:
         raise NotFound(kind, key)
-    return records[matches[0]]
+    return matches[0]

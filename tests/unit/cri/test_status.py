@@ -4,11 +4,11 @@
 import errno
 from collections.abc import Iterator
 
-import grpc
 import pytest
 
 from pycri import errors
 from pycri.cri import status
+from pycri.cri.rpc import Code
 
 
 def leaves(kind: type[Exception]) -> Iterator[type[Exception]]:
@@ -32,24 +32,24 @@ def test_every_row_is_a_leaf_of_the_tree() -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (errors.InvalidRequest("a", "b"), grpc.StatusCode.INVALID_ARGUMENT),
-        (errors.NotFound("pod", "x"), grpc.StatusCode.NOT_FOUND),
-        (errors.Unsupported("x"), grpc.StatusCode.UNIMPLEMENTED),
-        (errors.TimedOut("x"), grpc.StatusCode.DEADLINE_EXCEEDED),
-        (errors.SetupFailed("mount", errno.EPERM, "x"), grpc.StatusCode.INTERNAL),
-        (errors.SetupFailed("mount", errno.ENOSPC, "x"), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (OSError(errno.ENOSPC, "full"), grpc.StatusCode.RESOURCE_EXHAUSTED),
-        (OSError(errno.EIO, "bad"), grpc.StatusCode.INTERNAL),
-        (KeyError("x"), grpc.StatusCode.INTERNAL),
+        (errors.InvalidRequest("a", "b"), Code.INVALID_ARGUMENT),
+        (errors.NotFound("pod", "x"), Code.NOT_FOUND),
+        (errors.Unsupported("x"), Code.UNIMPLEMENTED),
+        (errors.TimedOut("x"), Code.DEADLINE_EXCEEDED),
+        (errors.SetupFailed("mount", errno.EPERM, "x"), Code.INTERNAL),
+        (errors.SetupFailed("mount", errno.ENOSPC, "x"), Code.RESOURCE_EXHAUSTED),
+        (OSError(errno.ENOSPC, "full"), Code.RESOURCE_EXHAUSTED),
+        (OSError(errno.EIO, "bad"), Code.INTERNAL),
+        (KeyError("x"), Code.INTERNAL),
     ],
 )
-def test_codes_are_those_of_the_table(error: Exception, code: grpc.StatusCode) -> None:
+def test_codes_are_those_of_the_table(error: Exception, code: Code) -> None:
     assert status.code_of(error) is code
 
 
 def test_a_registry_that_is_down_is_called_by_the_cris_name() -> None:
     error = errors.RegistryUnavailable("example.test: connection refused")
-    assert status.code_of(error) is grpc.StatusCode.UNKNOWN
+    assert status.code_of(error) is Code.UNKNOWN
     assert status.message_of(error).startswith("RegistryUnavailable: example.test")
 
 
@@ -61,7 +61,7 @@ def test_a_registry_that_is_down_is_called_by_the_cris_name() -> None:
     ],
 )
 def test_mounts_that_fail_are_called_by_the_cris_names(error: Exception, name: str) -> None:
-    assert status.code_of(error) is grpc.StatusCode.UNKNOWN
+    assert status.code_of(error) is Code.UNKNOWN
     assert status.message_of(error).startswith(f"{name}config.mounts[0]")
 
 
