@@ -4,6 +4,8 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -292,6 +294,12 @@ def test_who_does_not_speak_http2_is_hung_up_on(path: str) -> None:
         await RuntimeServiceStub(channel).Version(pb.VersionRequest())
 
     play(path, scene)
+
+
+def test_the_daemon_serves_without_the_grpc_library() -> None:
+    code = "import pycri.daemon, pycri.cri.server, sys; print('grpc' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def test_messages_of_errors_travel_whole_in_any_language(path: str) -> None:
