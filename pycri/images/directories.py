@@ -8,12 +8,15 @@ by being created. Times must be last anyway: making a file in a folder changes t
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from pycri.errors import CorruptImage
 from pycri.images.attributes import set_attributes
+from pycri.images.claims import real_path
 from pycri.images.tar import Member
 from pycri.kernel.paths import make_directory_beneath, open_beneath
+from pycri.kernel.syscalls import Resolve
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _KEPT_OPEN: Final = 64
@@ -31,6 +34,7 @@ class Directories:
         self._root_fd = root_fd
         self._open: dict[str, _Parent] = {}
         self._retired: list[int] = []
+        self._made: list[str] = []
         # By inode: one that has been removed and is used again is then described again.
         self._described: dict[int, tuple[str, Member]] = {}
         # The state folder may be set-group-ID, or have an access list that is inherited.
@@ -58,7 +62,9 @@ class Directories:
             return open_beneath(self._root_fd, path, DIRECTORY)
         except FileNotFoundError:
             os.close(make_directory_beneath(self._root_fd, path, dangling=False))
-            return open_beneath(self._root_fd, path, DIRECTORY)
+            fd = open_beneath(self._root_fd, path, DIRECTORY)
+            self._made.append(real_path(self._root_fd, path, fd))
+            return fd
 
     def describe(self, path: str, member: Member, fd: int) -> None:
         """Remember what the folder `path`, open as `fd`, shall become. "": the root."""
@@ -84,8 +90,9 @@ class Directories:
         while self._retired:
             os.close(self._retired.pop())
 
-    def finish(self) -> None:
-        """Give the folders their attributes."""
+    def finish(self) -> tuple[str, ...]:
+        """Give the folders their attributes; return the paths of those that nobody described."""
+        described = set[int]()
         for inode, (path, member) in self._described.items():
             try:
                 fd = open_beneath(self._root_fd, path, DIRECTORY | os.O_NOFOLLOW)
@@ -95,8 +102,29 @@ class Directories:
                 found = os.fstat(fd)
                 if found.st_ino == inode:
                     set_attributes(fd, member, mode=found.st_mode & 0o7777)
+                    described.add(inode)
             finally:
                 os.close(fd)
+        above = {path: None for made in self._made for path in _with_parents(made)}
+        return tuple(path for path in above if self._is_other_than(described, path))
+
+    def _is_other_than(self, described: set[int], path: str) -> bool:
+        """Tell whether there is a folder at `path`, none of those described."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            fd = open_beneath(self._root_fd, path, flags, extra=Resolve.NO_SYMLINKS)
+        except OSError:
+            return False  # a later member was put in its place
+        try:
+            return os.fstat(fd).st_ino not in described
+        finally:
+            os.close(fd)
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition("/")[0]
 
 
 def split(written: str) -> list[str]:

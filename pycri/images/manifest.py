@@ -8,7 +8,6 @@ Docker's "manifest list" and "schema 2 manifest" are the same documents under ot
 Source: OCI image-spec (image-index.md, manifest.md, config.md), Docker image manifest v2 schema 2.
 """
 
-import hashlib
 import re
 from typing import Final, TypeVar
 
@@ -49,7 +48,7 @@ _ELSEWHERE: Final = (
 """Layers that registries do not have: their licences want them fetched from where they are made."""
 _VARIANT: Final = re.compile(r"v([0-9]{1,3})(?:\.([0-9]{1,3}))?")
 Rank = tuple[int, int, int]
-_MOST_LAYERS: Final = 500
+MOST_LAYERS: Final = 500
 """What an overlay mount can stack (Linux, OVL_MAX_STACK)."""
 
 
@@ -163,8 +162,8 @@ def _image_manifest(config: Descriptor, layers: tuple[Descriptor, ...]) -> Manif
         raise Unsupported(f"not a container image: its config is {config.media_type!r}")
     for layer in layers:
         _check_layer_type(layer.media_type)
-    if len(layers) > _MOST_LAYERS:
-        raise Unsupported(f"the image has {len(layers)} layers; overlay can mount {_MOST_LAYERS}")
+    if len(layers) > MOST_LAYERS:
+        raise Unsupported(f"the image has {len(layers)} layers; overlay can mount {MOST_LAYERS}")
     return Manifest(config=_checked((config,))[0], layers=_checked(layers))
 
 
@@ -228,18 +227,6 @@ def _decode(body: bytes, kind: type[T], what: str) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptImage(f"the image's {what} cannot be read: {error}") from error
-
-
-def chain_id(diff_ids: tuple[Digest, ...]) -> Digest | None:
-    """Return what stands for a stack of layers, bottom first; None for none.
-
-    Source: OCI image-spec, config.md, "Layer ChainID".
-    """
-    chain: Digest | None = None
-    for diff_id in diff_ids:
-        text = f"{chain} {diff_id}".encode()
-        chain = Digest("sha256:" + hashlib.sha256(text).hexdigest()) if chain else diff_id
-    return chain
 
 
 def host_platform(machine: str) -> Platform:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read one file of an image as overlayfs would show it, without a mount.
+"""Look at the files of stacked layers as overlayfs would show them, without a mount.
 
 Layers are folders with overlayfs's own marks (kernel Documentation/filesystems/overlayfs.rst):
 
@@ -18,16 +18,27 @@ from collections import deque
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from pycri.images.claims import is_whiteout
+
 _LINK_LIMIT = 40
 """As in the kernel, path_resolution(7)."""
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class _Entry(NamedTuple):
-    """What is seen under a name: descriptors of one file, or of the folders merged, top first."""
+class Entry(NamedTuple):
+    """What is seen under a name: descriptors of one file, or of the folders merged, top first.
+
+    levels: which layer each is of; 0 is the topmost.
+    """
 
     fds: tuple[int, ...]
+    levels: tuple[int, ...]
     mode: int
+
+    def beneath(self) -> "Entry":
+        """Return what of a folder is not of the topmost layer."""
+        first = 1 if self.levels[:1] == (0,) else 0
+        return self._replace(fds=self.fds[first:], levels=self.levels[first:])
 
 
 def read_merged_file(layers: tuple[str, ...], path: str, limit_bytes: int) -> bytes | None:
@@ -38,7 +49,7 @@ def read_merged_file(layers: tuple[str, ...], path: str, limit_bytes: int) -> by
         that is no regular file. Pipes and devices are not opened.
     """
     with ExitStack() as opened:
-        entry = _resolve(layers, path, opened)
+        entry = resolve(open_root(layers, opened), path, opened)
         if entry is None:
             return None
         if not stat.S_ISREG(entry.mode):
@@ -48,8 +59,17 @@ def read_merged_file(layers: tuple[str, ...], path: str, limit_bytes: int) -> by
             return file.read(limit_bytes)
 
 
-def _resolve(layers: tuple[str, ...], path: str, opened: ExitStack) -> _Entry | None:
-    root = _Entry(tuple(_keep(os.open(layer, _FOLDER), opened) for layer in layers), stat.S_IFDIR)
+def open_root(layers: tuple[str, ...], opened: ExitStack) -> Entry:
+    """Return the root of the merged tree. layers: folders, topmost first."""
+    fds = tuple(_keep(os.open(layer, _FOLDER), opened) for layer in layers)
+    return Entry(fds, tuple(range(len(fds))), stat.S_IFDIR)
+
+
+def resolve(root: Entry, path: str, opened: ExitStack) -> Entry | None:
+    """Return what is seen at a path, links followed; None if there is no such name.
+
+    Raises: OSError: ENOENT for a link that leads nowhere, ELOOP, ENOTDIR.
+    """
     walked, names, links = [root], deque(_names(path)), 0
     while names:
         name = names.popleft()
@@ -58,7 +78,7 @@ def _resolve(layers: tuple[str, ...], path: str, opened: ExitStack) -> _Entry | 
         if name == "..":
             walked = walked[:-1] or [root]
             continue
-        entry = _look(walked[-1], name, opened)
+        entry = look(walked[-1], name, opened)
         if entry is None:
             if links:
                 raise FileNotFoundError(errno.ENOENT, "is a link that leads nowhere", path)
@@ -75,10 +95,11 @@ def _resolve(layers: tuple[str, ...], path: str, opened: ExitStack) -> _Entry | 
     return walked[-1]
 
 
-def _look(folder: _Entry, name: str, opened: ExitStack) -> _Entry | None:
-    """Return what the merged folder shows under `name`."""
+def look(folder: Entry, name: str, opened: ExitStack) -> Entry | None:
+    """Return what the merged folder shows under `name`; links are not followed."""
     fds: list[int] = []
-    for layer_fd in folder.fds:
+    levels: list[int] = []
+    for layer_fd, level in zip(folder.fds, folder.levels, strict=True):
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             fd = _keep(os.open(name, flags, dir_fd=layer_fd), opened)
@@ -86,21 +107,18 @@ def _look(folder: _Entry, name: str, opened: ExitStack) -> _Entry | None:
             continue
         status = os.fstat(fd)
         if not stat.S_ISDIR(status.st_mode):
-            if fds or _is_whiteout(status):
+            if fds or is_whiteout(status):
                 break
-            return _Entry((fd,), status.st_mode)
+            return Entry((fd,), (level,), status.st_mode)
         fds.append(fd)
+        levels.append(level)
         if _is_opaque(fd):
             break
-    return _Entry(tuple(fds), stat.S_IFDIR) if fds else None
+    return Entry(tuple(fds), tuple(levels), stat.S_IFDIR) if fds else None
 
 
 def _names(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in ("", ".")]
-
-
-def _is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def _is_opaque(fd: int) -> bool:

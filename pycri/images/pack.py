@@ -3,11 +3,13 @@
 
     python -m pycri.images.pack FOLDER RECIPE DIFF-ID OUTPUT-FD  > one JSON object
     python -m pycri.images.pack FOLDER RECIPE DIFF-ID check      > one JSON object
+    python -m pycri.images.pack FOLDER                           > one JSON object
 
 The other way of `unpack.py`, and a process for the same reasons; `packer.py` is the daemon's side.
 Either way the archive must have the digest that it had when it was unpacked. `check` looks besides
 whether the folder is what the archive's headers say: kinds, owners, modes, times, links, extended
-attributes, and nothing that is not in the archive.
+attributes, and nothing that is not in the archive. The last form, for a layer whose archive cannot
+be made again, tells the folder's digest (tree_digest.py).
 """
 
 import json
@@ -21,9 +23,12 @@ from typing import Final
 from pycri.errors import CorruptImage
 from pycri.images.attributes import FOREIGN_XATTRS
 from pycri.images.blobs import Hashed, PlainInput
+from pycri.images.claims import NOTHING, Claims, claims_path, join, read_claims, real_path
+from pycri.images.directories import split
 from pycri.images.recipes import read_recipe
 from pycri.images.sparse import SparseMap
 from pycri.images.tar import Member, read_members
+from pycri.images.tree_digest import digest_tree
 from pycri.images.unpack import FULL_DISK
 from pycri.images.unpacking import MOST_BYTES, OPAQUE
 from pycri.kernel.paths import open_beneath
@@ -73,12 +78,14 @@ def _read_content(root_fd: int, path: str, size: int) -> Iterator[bytes]:
 class Comparison:
     """A folder against the members of its archive. Borrows `root_fd`.
 
+    claims: what the archive has and the folder has not.
     Files are told apart by inode: a member may be named through a link, or twice, and of two that
     are one file the last one's attributes count.
     """
 
-    def __init__(self, root_fd: int) -> None:
+    def __init__(self, root_fd: int, claims: Claims) -> None:
         self._root_fd = root_fd
+        self._claims = claims
         self._seen: dict[int, Member | None] = {}
 
     def compare(self, stream: PlainInput) -> None:
@@ -110,6 +117,8 @@ class Comparison:
 
     def _note(self, member: Member) -> None:
         parent, _, name = member.name.rstrip("/").rpartition("/")
+        if member.kind == tarfile.LNKTYPE and self._is_claimed(parent, name):
+            return
         if not name.startswith(".wh."):
             inode = self._look(member.name).st_ino
             # What is said of a link's file was said with its first name.
@@ -120,6 +129,16 @@ class Comparison:
             self._check_opaque(parent)
         elif not name.startswith(".wh..wh."):
             self._seen.setdefault(self._look(f"{parent}/{name[4:]}").st_ino, None)
+
+    def _is_claimed(self, parent: str, name: str) -> bool:
+        if not self._claims.links:
+            return False
+        fd = open_beneath(self._root_fd, parent, _FOLDER)
+        try:
+            folder = real_path(self._root_fd, "/".join(split(parent)), fd)
+        finally:
+            os.close(fd)
+        return join(folder, name) in self._claims.links
 
     def _look(self, path: str) -> os.stat_result:
         try:
@@ -195,7 +214,9 @@ def pack(folder: str, recipe: str, diff_id: str, output_fd: int | None) -> int:
         archive = Hashed(read_archive(root_fd, recipe))
         stream = PlainInput(iter(archive), MOST_BYTES)
         if output_fd is None:
-            Comparison(root_fd).compare(stream)
+            beside = claims_path(recipe)
+            claims = read_claims(beside) if os.path.exists(beside) else NOTHING
+            Comparison(root_fd, claims).compare(stream)
         else:
             for piece in stream.rest():
                 _write_all(output_fd, piece)
@@ -213,13 +234,25 @@ def _write_all(fd: int, piece: memoryview) -> None:
         piece = piece[os.write(fd, piece) :]
 
 
+def _answer(
+    folder: str, recipe: str = "", diff_id: str = "", output: str = ""
+) -> dict[str, int | str]:
+    if recipe:
+        return {
+            "size_bytes": pack(folder, recipe, diff_id, None if output == "check" else int(output))
+        }
+    root_fd = os.open(folder, _FOLDER)
+    try:
+        return {"tree": digest_tree(root_fd)}
+    finally:
+        os.close(root_fd)
+
+
 def main() -> None:
     """Do as the arguments say; print what came of it. A bad layer is an answer, not a failure."""
-    folder, recipe, diff_id, output = sys.argv[1:5]
-    output_fd = None if output == "check" else int(output)
     answer: dict[str, int | str]
     try:
-        answer = {"size_bytes": pack(folder, recipe, diff_id, output_fd)}
+        answer = _answer(*sys.argv[1:])
     except CorruptImage as error:
         answer = {"kind": "corrupt", "message": str(error)}
     except OSError as error:

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from pycri.errors import InvalidRequest, Unsupported
+from pycri.errors import CorruptImage, InvalidRequest, Unsupported
 from pycri.images.admission import Admission
 from pycri.images.archive import Archive
 from pycri.images.checking import CheckedImage, check_images
@@ -38,7 +38,7 @@ from pycri.images.resolving import ResolvedImage, resolve_image
 from pycri.images.sinks import open_folder, open_tar
 from pycri.images.usage import ImageUsage, image_usages
 from pycri.model.ids import Digest, ImageId
-from pycri.model.image import FilesystemUsage, Image, RegistryAuth
+from pycri.model.image import FilesystemUsage, Image, RegistryAuth, layer_keys
 from pycri.state.database import Database
 from pycri.state.records import (
     delete_image,
@@ -87,6 +87,8 @@ class ImageStore:
         self._pulls: JoinedTasks[_PullKey, Image] = JoinedTasks()
         self._progress: dict[_PullKey, PullProgress] = {}
         self._held: Counter[Digest] = Counter()
+        # What is left of broken images is kept for a pull that makes them whole, or the next start.
+        self._remains: dict[ImageId, frozenset[Digest]] = {}
         self._changes = asyncio.Lock()
 
     async def open(self) -> None:
@@ -96,11 +98,10 @@ class ImageStore:
         """
         await self._layers.open()
         for image in await self._database.transact(load_images):
-            if all(layer in self._layers for layer in image.layers):
+            if self._layers.is_whole(image.layers):
                 self._names.put(image)
             else:
-                # What is left of it is kept for a pull that makes it whole, until the next start.
-                self._held.update(layer for layer in image.layers if layer in self._layers)
+                self._remains[image.id] = layer_keys(image.layers)
                 await self._delete_row(image)
         await self.collect_garbage()
 
@@ -122,13 +123,8 @@ class ImageStore:
         return self.layer_folders(image.layers)
 
     def layer_folders(self, layers: tuple[Digest, ...]) -> tuple[str, ...]:
-        """Return the folders of layers, given bottom first, for an overlay mount, topmost first.
-
-        Overlay refuses a folder twice. Of a layer that an image has twice the lower one is left
-        out: all it says, whiteouts too, is said again above.
-        """
-        topmost_first = dict.fromkeys(reversed(layers))
-        return tuple(str(self._layers.path(layer)) for layer in topmost_first)
+        """Return the folders of layers, given bottom first, for an overlay mount, topmost first."""
+        return self._layers.folders(layers)
 
     @property
     def transfers(self) -> Transfers:
@@ -212,7 +208,7 @@ class ImageStore:
         Raises: InvalidRequest, NotFound, AlreadyExists, Unsupported, CorruptImage, OutOfResources.
         """
         images = self._names.find_all(names)
-        with self.holding(tuple(layer for image in images for layer in image.layers)):
+        with self.holding(*(image.layers for image in images)):
             exported = [await self._exported(image) for image in images]
             async with open_folder(path) if folder else open_tar(path) as sink:
                 await export_images(exported, self._layers, sink)
@@ -229,7 +225,7 @@ class ImageStore:
     async def check(self) -> AsyncIterator[CheckedImage]:
         """Compare every image with what was verified when it came, and yield what was found."""
         images = self.images()
-        with self.holding(tuple(layer for image in images for layer in image.layers)):
+        with self.holding(*(image.layers for image in images)):
             async for checked in check_images(images, self._layers, self._read_config):
                 # One that was removed meanwhile lacks what it had.
                 if self.find(checked.image.id) is not None:
@@ -248,8 +244,8 @@ class ImageStore:
                 if checked.problems and checked.broken <= removable:
                     await self._unlist(checked.image)
                     unlisted.append(checked.image)
-        needed = {layer for image in self.images() for layer in image.layers}
-        await self._layers.remove(removable - needed - self._held.keys())
+                    self._remains[checked.image.id] = layer_keys(checked.image.layers) - broken
+        await self._layers.remove(removable - self._needed())
         await self.collect_garbage()
         return tuple(unlisted)
 
@@ -271,9 +267,12 @@ class ImageStore:
 
     async def collect_garbage(self) -> None:
         """Remove the layers that no image, container or pull needs."""
-        needed = {layer for image in self.images() for layer in image.layers}
-        needed |= self._layers_in_use() | self._held.keys()
-        await self._layers.remove(self._layers.digests() - needed)
+        await self._layers.remove(self._layers.digests() - self._needed() - self._layers_in_use())
+
+    def _needed(self) -> set[Digest]:
+        """Return the layers that images and pulls need, or that wait for a pull."""
+        kept = (*(layer_keys(image.layers) for image in self.images()), *self._remains.values())
+        return self._held.keys() | set[Digest]().union(*kept)
 
     async def _fetch(
         self, source: ContentSource, root: Document, names: "_Names", progress: PullProgress
@@ -283,10 +282,17 @@ class ImageStore:
         try:
             with self.holding(resolved.config.diff_ids):
                 await self._fetch_layers(source, resolved)
+                await self._settle(names, resolved.config.diff_ids)
                 return await self._record(names, resolved)
         except BaseException:
             await self.collect_garbage()
             raise
+
+    async def _settle(self, names: "_Names", layers: tuple[Digest, ...]) -> None:
+        try:
+            await self._layers.settle(layers)
+        except CorruptImage as error:
+            raise CorruptImage(f"{names}: {error}") from error
 
     async def _fetch_layers(self, source: ContentSource, resolved: ResolvedImage) -> None:
         slots = asyncio.Semaphore(_LAYERS_AT_ONCE)
@@ -320,18 +326,20 @@ class ImageStore:
                 )
             )
             await self._database.transact(lambda c: _save_images(c, changed, body), durable=True)
+            self._remains.pop(config.id, None)
             for image in changed:
                 self._names.put(image)
             return self._names.by_id(config.id)
 
     @contextmanager
-    def holding(self, diff_ids: tuple[Digest, ...]) -> Iterator[None]:
+    def holding(self, *stacks: tuple[Digest, ...]) -> Iterator[None]:
         """Keep layers from being collected: they belong to no image or container yet."""
-        self._held.update(diff_ids)
+        keys = [key for stack in stacks for key in layer_keys(stack)]
+        self._held.update(keys)
         try:
             yield
         finally:
-            self._held.subtract(diff_ids)
+            self._held.subtract(keys)
             self._held += Counter()  # drops those at zero
 
 

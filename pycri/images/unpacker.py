@@ -2,36 +2,16 @@
 """The daemon's side of the unpack process: feed it a blob, read its verdict, kill it if need be."""
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Final
 
-import msgspec
-
-import pycri
-from pycri.errors import CorruptImage, OutOfResources, PycriError, SetupFailed
+from pycri.errors import CorruptImage
+from pycri.images import programs
 from pycri.images.manifest import Descriptor
 from pycri.images.progress import BlobSource
 from pycri.model.ids import Digest
 from pycri.model.image import LayerRow
-
-_PIPE = asyncio.subprocess.PIPE
-_PROGRAM: Final = "pycri.images.unpack"
-# The process takes our search path as it is, and spends no time on finding one (-S). Where this
-# package comes from is said, because an editable install may tell only an import hook.
-_PACKAGE_ROOT: Final = str(Path(pycri.__file__).parents[1])
-SEARCH_PATH: Final = os.pathsep.join(map(os.path.abspath, (_PACKAGE_ROOT, *sys.path)))
-
-
-class _Verdict(msgspec.Struct, frozen=True):
-    size_bytes: int = 0
-    inodes: int = 0
-    fingerprint: int = 0
-    kind: str = ""
-    message: str = ""
 
 
 async def unpack_layer(
@@ -39,11 +19,12 @@ async def unpack_layer(
 ) -> LayerRow:
     """Fetch a layer's blob and unpack it into `folder`, which exists and is empty.
 
-    recipe: the file to make for `recipes.py`, if that can be done.
+    recipe: the file to make for `recipes.py`, if that can be done; claims are beside it.
     What was made is verified and synced on return; after a failure the folder holds remains.
     Raises: CorruptImage, OutOfResources, SetupFailed; what the source raises.
     """
-    process = await _start(str(folder), blob.digest, diff_id, str(recipe))
+    arguments = (str(folder), blob.digest, diff_id, str(recipe))
+    process = await programs.start("unpack", *arguments, stdin=asyncio.subprocess.PIPE)
     assert process.stdin and process.stdout
     try:
         whole = await _feed(process.stdin, source, blob)
@@ -57,9 +38,7 @@ async def unpack_layer(
         with suppress(BrokenPipeError, ConnectionResetError):
             await process.stdin.wait_closed()
         await process.wait()
-    verdict = msgspec.json.decode(answer or b"{}", type=_Verdict)
-    if process.returncode != 0 or verdict.kind:
-        raise _error(verdict, process.returncode or 0)
+    verdict = programs.read_verdict("unpack", answer, process.returncode or 0)
     if not whole:
         raise CorruptImage(f"the layer {blob.digest} is not of the promised {blob.size} bytes")
     return LayerRow(
@@ -67,14 +46,8 @@ async def unpack_layer(
         size_bytes=verdict.size_bytes,
         inodes=verdict.inodes,
         fingerprint=verdict.fingerprint,
-    )
-
-
-async def _start(*arguments: str) -> asyncio.subprocess.Process:
-    command = (sys.executable, "-S", "-P", "-X", "utf8", "-m", _PROGRAM)
-    environment = {"PYTHONPATH": SEARCH_PATH}
-    return await asyncio.create_subprocess_exec(
-        *command, *arguments, stdin=_PIPE, stdout=_PIPE, env=environment
+        claims=verdict.claims,
+        tree=verdict.tree,
     )
 
 
@@ -97,14 +70,3 @@ async def _feed(sink: asyncio.StreamWriter, source: BlobSource, blob: Descriptor
                 return True
     sink.close()
     return received == blob.size
-
-
-def _error(verdict: _Verdict, status: int) -> PycriError:
-    match verdict.kind:
-        case "corrupt":
-            return CorruptImage(verdict.message)
-        case "full":
-            return OutOfResources(f"no room for the layer: {verdict.message}")
-        case "failed":
-            return SetupFailed("unpack a layer", 0, verdict.message)
-    return SetupFailed("unpack a layer", 0, f"the unpack process ended with status {status}")

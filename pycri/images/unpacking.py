@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The members of a layer's tar to files in its folder, as overlay wants to find them.
 
-What lower layers hold is not looked at: whiteouts become overlay's own marks, so layers can be
-unpacked in any order and shared by images:
+What lower layers hold is not looked at: whiteouts become overlay's own marks, and what depends on
+lower layers is noted (claims.py), so layers can be unpacked in any order and shared by images:
 
     .wh.NAME         character device 0/0 at NAME
     .wh..wh..opq     trusted.overlay.opaque=y on the folder
@@ -23,6 +23,7 @@ from pycri.errors import CorruptImage
 from pycri.images import tarheader
 from pycri.images.attributes import mode_to_create, set_attributes, set_xattrs
 from pycri.images.blobs import PlainInput
+from pycri.images.claims import Claims, Links, is_whiteout, join, real_path
 from pycri.images.directories import DIRECTORY, Directories, split
 from pycri.images.recipes import RecipeWriter
 from pycri.images.tar import Member, read_members
@@ -47,17 +48,21 @@ class Unpacking:
 
     def __init__(self, root_fd: int, recipe: RecipeWriter) -> None:
         self._directories = Directories(root_fd)
+        self._links = Links(root_fd)
         self._root_fd = root_fd
         self._recipe = recipe
 
-    def unpack(self, stream: PlainInput) -> None:
-        """Make every member of the archive. Raises: CorruptImage, OSError."""
+    def unpack(self, stream: PlainInput) -> Claims:
+        """Make every member of the archive; return what it claims of lower layers.
+
+        Raises: CorruptImage, OSError.
+        """
         try:
             for count, member in enumerate(read_members(stream), 1):
                 if count > MOST_MEMBERS:
                     raise CorruptImage(f"the layer has more than {MOST_MEMBERS} members")
                 self._make(member, stream)
-            self._directories.finish()
+            return Claims(folders=self._directories.finish(), links=self._links.left())
         finally:
             self._directories.close()
 
@@ -112,7 +117,7 @@ class Unpacking:
         except FileExistsError:
             found = _stat(name, parent_fd)
             if not stat.S_ISDIR(found.st_mode):
-                replaced_whiteout = stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+                replaced_whiteout = is_whiteout(found)
                 self._remove(parent_fd, name)
                 os.mkdir(name, 0o700, dir_fd=parent_fd)
         fd = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
@@ -128,7 +133,7 @@ class Unpacking:
     ) -> None:
         match member.kind:
             case tarheader.LINK:
-                self._make_hard_link(member, parent_fd, name)
+                self._make_hard_link(member, parent_fd, path)
             case tarheader.SYMLINK | tarheader.CHARACTER_DEVICE | tarheader.BLOCK_DEVICE:
                 self._make_node(member, parent_fd, name)
             case tarheader.FIFO:
@@ -148,20 +153,37 @@ class Unpacking:
             self._remove(parent_fd, name)
             return os.open(name, _NEW_FILE, mode, dir_fd=parent_fd)
 
-    def _make_hard_link(self, member: Member, parent_fd: int, name: str) -> None:
-        names = split(member.linkname)
-        if not names:
+    def _make_hard_link(self, member: Member, parent_fd: int, path: str) -> None:
+        target = "/".join(split(member.linkname))
+        if not target:
             raise CorruptImage(f"{member.name!r} is a link to the layer's root")
+        above, _, name = target.rpartition("/")
         try:
-            source_fd = self._directories.open_existing("/".join(names[:-1]))
+            source_fd = self._directories.open_existing(above)
         except FileNotFoundError:
-            raise _link_to_another_layer(member) from None
+            self._claim_link(parent_fd, path, target)
+            return
         try:
-            self._link(source_fd, names[-1], parent_fd, name)
-        except FileNotFoundError:
-            raise _link_to_another_layer(member) from None
+            found = _find(name, source_fd)
+            if found is not None and not is_whiteout(found):
+                self._link(source_fd, name, parent_fd, path.rpartition("/")[2])
+                return
+            # It may be one that is itself a link to a lower layer.
+            claimed = self._links.target(join(real_path(self._root_fd, above, source_fd), name))
         finally:
             os.close(source_fd)
+        if found is not None and claimed is None:
+            raise CorruptImage(
+                f"{member.name!r} is a hard link to {member.linkname!r}, which the layer removes"
+            )
+        self._claim_link(parent_fd, path, claimed or target)
+
+    def _claim_link(self, parent_fd: int, path: str, target: str) -> None:
+        above, _, name = path.rpartition("/")
+        found = _find(name, parent_fd)
+        if found is not None and not is_whiteout(found):
+            self._remove(parent_fd, name)
+        self._links.add(join(real_path(self._root_fd, above, parent_fd), name), target)
 
     def _link(self, source_fd: int, source: str, parent_fd: int, name: str) -> None:
         try:
@@ -201,6 +223,13 @@ def _stat(name: str, parent_fd: int) -> os.stat_result:
     return os.stat(name, dir_fd=parent_fd, follow_symlinks=False)
 
 
+def _find(name: str, parent_fd: int) -> os.stat_result | None:
+    try:
+        return _stat(name, parent_fd)
+    except FileNotFoundError:
+        return None
+
+
 def _set_opaque(name: str, parent_fd: int) -> None:
     fd = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=parent_fd)
     try:
@@ -211,13 +240,6 @@ def _set_opaque(name: str, parent_fd: int) -> None:
 
 def _link(source_fd: int, source: str, parent_fd: int, name: str) -> None:
     os.link(source, name, src_dir_fd=source_fd, dst_dir_fd=parent_fd, follow_symlinks=False)
-
-
-def _link_to_another_layer(member: Member) -> CorruptImage:
-    # The archive of a layer that was made on overlay has the file itself, too: it was copied up.
-    return CorruptImage(
-        f"{member.name!r} is a hard link to {member.linkname!r}, which is not in this layer"
-    )
 
 
 def _make_node(member: Member, parent_fd: int, name: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from pycri.model.ids import Digest
-from pycri.model.image import Image
+from pycri.model.image import Image, layer_keys
 
 
 class ImageUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,11 +26,14 @@ class ImageUsage(msgspec.Struct, frozen=True, kw_only=True):
 def image_usages(
     images: Sequence[Image], sizes: Mapping[Digest, int], in_use: Collection[Digest]
 ) -> tuple[ImageUsage, ...]:
-    """Return the usage of each image. sizes: bytes of each layer. in_use: layers of containers."""
-    owners = Counter(layer for image in images for layer in set(image.layers))
+    """Return the usage of each image. sizes: bytes of each layer and each settlement.
+
+    in_use: what containers have of them.
+    """
+    owners = Counter(key for image in images for key in layer_keys(image.layers))
 
     def usage(image: Image) -> ImageUsage:
-        layers = set(image.layers)
+        layers = layer_keys(image.layers) & sizes.keys()
         alone = {layer for layer in layers if owners[layer] == 1}
         return ImageUsage(
             image=image,

@@ -17,7 +17,7 @@ import msgspec
 
 from pycri.model.cdi import CdiName, DeviceEdits
 from pycri.model.ids import ContainerId, Digest, ImageId, PodId
-from pycri.model.image import ImageConfig
+from pycri.model.image import ImageConfig, layer_keys
 from pycri.model.pod import Stage
 from pycri.model.resources import Resources
 from pycri.model.security import ContainerSecurity, IdMappings, User
@@ -180,9 +180,9 @@ class ContainerRecord(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
 
     @property
     def layers_in_use(self) -> frozenset[Digest]:
-        """The layers of its root and of its volumes, which must stay on disk."""
-        volumes = (layer for volume in self.volume_images for layer in volume.layers)
-        return frozenset((*self.image_layers, *volumes))
+        """What its root and its volumes have in the image store, which must stay on disk."""
+        stacks = (self.image_layers, *(volume.layers for volume in self.volume_images))
+        return frozenset().union(*map(layer_keys, stacks))
 
     @property
     def state(self) -> ContainerState:

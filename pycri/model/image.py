@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images: what is stored on this node, and the part of the OCI image config that matters."""
 
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+
 import msgspec
 
 from pycri.model.ids import Digest, ImageId
@@ -38,16 +42,58 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False
 
 
-class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One unpacked layer in the store. digest: its diff id; size_bytes, inodes: what it occupies.
+@lru_cache(1024)
+def chain_ids(layers: tuple[Digest, ...]) -> tuple[Digest, ...]:
+    """Return for each layer, bottom first, what stands for it on those beneath: its ChainID.
 
+    That of the bottom layer is its diff id. Source: OCI image-spec, config.md, "Layer ChainID".
+    """
+    chains = list(layers[:1])
+    for layer in layers[1:]:
+        text = f"{chains[-1]} {layer}".encode()
+        chains.append(Digest("sha256:" + hashlib.sha256(text).hexdigest()))
+    return tuple(chains)
+
+
+def layer_keys(layers: tuple[Digest, ...]) -> frozenset[Digest]:
+    """Return what a stack of layers, bottom first, may have in the store: each one's diff id, and
+    the ChainID of what is settled for it."""
+    return frozenset((*layers, *chain_ids(layers)))
+
+
+class LayerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder of files in the store: a layer, or what was settled for it on those beneath.
+
+    digest: diff id of a layer, ChainID of a settlement. size_bytes, inodes: what it occupies.
     fingerprint: of the tree (kernel/trees.py); None for a layer of a version that took none.
+    tree: digest of all it holds (images/tree_digest.py) if a layer's archive cannot be made again.
+    claims: what a layer says of layers beneath that it cannot do alone (images/claims.py): "" is
+    nothing. stack: of a settlement, the layers it is for, bottom first, its own the last.
     """
 
     digest: Digest
     size_bytes: int
     inodes: int
     fingerprint: int | None = None
+    tree: str = ""
+    claims: str = ""
+    stack: tuple[Digest, ...] = ()
+
+
+def stack_keys(layers: tuple[Digest, ...], rows: Mapping[Digest, LayerRow]) -> tuple[Digest, ...]:
+    """Return what is mounted, topmost first, for layers, given bottom first.
+
+    A settlement lies above its layer; one that holds nothing is left out. Overlay refuses a folder
+    twice: of a layer that is there twice the lower one is left out, as all it says, whiteouts too,
+    is said again above.
+    """
+    keys: dict[Digest, None] = {}
+    for layer, chain in zip(reversed(layers), reversed(chain_ids(layers)), strict=True):
+        row = rows.get(chain)
+        if row is not None and row.stack and row.fingerprint:
+            keys[chain] = None
+        keys.setdefault(layer)
+    return tuple(keys)
 
 
 class RegistryAuth(msgspec.Struct, frozen=True, kw_only=True):

@@ -69,8 +69,8 @@ class Planner:
 
     def holding(self, image: Image, additions: Additions) -> AbstractContextManager[None]:
         """Keep the layers of a container that is being made, whatever becomes of its images."""
-        volumes = (layer for volume in additions.volume_images for layer in volume.layers)
-        return self._images.holding((*image.layers, *volumes))
+        volumes = (volume.layers for volume in additions.volume_images)
+        return self._images.holding(image.layers, *volumes)
 
     def inputs(
         self,

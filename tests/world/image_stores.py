@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import sqlite3
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -69,6 +70,13 @@ async def open_store(
         await store.close()
         await client.close()
         await database.close()
+
+
+def forget_the_boot(folder: Path) -> None:
+    """Let the store believe that the machine was started again."""
+    with sqlite3.connect(folder / "pycri.db") as database:
+        database.execute("UPDATE meta SET value = 'former' WHERE key = 'layers_open_in_boot'")
+    database.close()
 
 
 def list_layers(folder: Path) -> list[str]:

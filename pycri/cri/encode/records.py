@@ -7,10 +7,9 @@ import msgspec
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.signals import encode_signal
-from pycri.images.manifest import chain_id
 from pycri.model.container import ContainerRecord, ContainerState, Mount, Propagation
 from pycri.model.host import Condition
-from pycri.model.image import FilesystemUsage, Image
+from pycri.model.image import FilesystemUsage, Image, chain_ids
 from pycri.model.pod import PodMetadata, PodRecord, PodState, Stage
 from pycri.model.resources import Resources
 from pycri.model.security import IdMapping, IdMappings, NamespaceMode, NamespaceModes
@@ -164,7 +163,7 @@ def encode_image_info(image: Image) -> dict[str, str]:
     """Return the verbose map of an image. Its environment is no secret: it is published with it."""
     config = image.config
     return _info(
-        chainID=chain_id(image.layers) or "",
+        chainID=chain_ids(image.layers)[-1] if image.layers else "",
         imageSpec={
             "architecture": image.architecture,
             "created": image.created,

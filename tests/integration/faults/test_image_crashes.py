@@ -6,15 +6,12 @@ what was not synced is lost, as when the power goes; then it is mounted again, b
 """
 
 import asyncio
-import fcntl
 import os
 import random
 import shutil
 import sqlite3
-import struct
-import subprocess
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +21,14 @@ from aiohttp import web
 from pycri.images import layers, store
 from pycri.images.store import ImageStore
 from pycri.model.ids import Digest
-from tests.world.image_stores import FaultyRegistry, open_store, wait_for_layers
+from tests.world.disks import JOURNAL_ONLY, POWER_LOSS, CrashingDisk
+from tests.world.image_stores import FaultyRegistry, forget_the_boot, open_store, wait_for_layers
 from tests.world.oci import Image, Layer, build_image
-
-_SHUTDOWN = 0x8004587D
-"""FS_IOC_SHUTDOWN of ext4 and xfs."""
-POWER_LOSS = 2
-"""Nothing of what is in memory reaches the disk."""
-JOURNAL_ONLY = 1
-"""The journal does, the data of files do not: the way to files of zeros or without content."""
-
-
-class Disk:
-    """A file system in a file, mounted at `folder`. crashed: it takes nothing any more."""
-
-    def __init__(self, file: Path, folder: Path) -> None:
-        self.folder = folder
-        self._file = file
-        self.crashed = False
-        with open(file, "wb") as image:
-            image.truncate(256 << 20)
-        subprocess.run(["mkfs.ext4", "-q", file], check=True)
-        folder.mkdir()
-
-    @contextmanager
-    def mounted(self) -> Iterator[None]:
-        subprocess.run(["mount", "-o", "loop", self._file, self.folder], check=True)
-        try:
-            yield
-        finally:
-            subprocess.run(["umount", self.folder], check=True)
-
-    def crash(self, kind: int) -> None:
-        fd = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", kind))
-            self.crashed = True
-        finally:
-            os.close(fd)
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Disk:
-    return Disk(tmp_path / "disk.img", tmp_path / "disk")
+def disk(tmp_path: Path) -> CrashingDisk:
+    return CrashingDisk(tmp_path / "disk.img", tmp_path / "disk")
 
 
 def many_files() -> Image:
@@ -77,13 +39,6 @@ def many_files() -> Image:
             layer.file(f"d{number}/{name}", os.urandom(20_000))
         archives.append(layer.tar())
     return build_image(archives, {})
-
-
-def forget_the_boot(folder: Path) -> None:
-    """Let the store believe that the machine was started again."""
-    with sqlite3.connect(folder / "pycri.db") as database:
-        database.execute("UPDATE meta SET value = 'former' WHERE key = 'layers_open_in_boot'")
-    database.close()
 
 
 def content_of(folder: Path, layer: Digest) -> dict[str, bytes]:
@@ -113,7 +68,7 @@ async def check_after_a_crash(folder: Path, registry: FaultyRegistry, image: Ima
 Work = Callable[[FaultyRegistry, ImageStore], Awaitable[None]]
 
 
-def crash_in(disk: Disk, work: Work) -> bool:
+def crash_in(disk: CrashingDisk, work: Work) -> bool:
     """Do what ends with a crash of the disk; return whether the image was listed afterwards."""
     image = many_files()
 
@@ -155,7 +110,7 @@ KINDS = pytest.mark.parametrize(
 @KINDS
 @pytest.mark.parametrize("step", list(STEPS))
 def test_a_crash_at_a_step_leaves_whole_images_only(
-    step: str, kind: int, disk: Disk, monkeypatch: pytest.MonkeyPatch
+    step: str, kind: int, disk: CrashingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, name, after = STEPS[step]
     original = getattr(module, name)
@@ -164,7 +119,8 @@ def test_a_crash_at_a_step_leaves_whole_images_only(
     def crashing(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
-        last = 1 if module is store else 2  # of three layers, one is whole by then
+        # Of three layers, one is whole by then.
+        last = {"_save_images": 1, "_replace_synced": 3}.get(name, 2)
         if calls == last and not after:
             disk.crash(kind)
         result = original(*arguments)
@@ -176,8 +132,64 @@ def test_a_crash_at_a_step_leaves_whole_images_only(
     assert not crash_in(disk, pull)
 
 
+SETTLING: dict[str, tuple[str, int, bool]] = {
+    "before it is settled": ("settle_layer", 1, False),
+    "settled and synced": ("_replace_synced", 5, False),
+    "the settlement has its name": ("_rename_synced", 6, True),
+    "the settlement has its row": ("save_layer", 3, True),
+}
+"""The function that is a step, how often it has been called by then, and when the crash comes."""
+
+
 @KINDS
-def test_a_crash_while_layers_are_unpacked_leaves_nothing_of_them(kind: int, disk: Disk) -> None:
+@pytest.mark.parametrize("step", list(SETTLING))
+def test_a_crash_while_claims_are_settled_leaves_whole_images_only(
+    step: str, kind: int, disk: CrashingDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, last, after = SETTLING[step]
+    original = getattr(layers, name)
+    calls = 0
+
+    def crashing(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == last and not after:
+            disk.crash(kind)
+        result = original(*arguments)
+        if calls == last and after:
+            disk.crash(kind)
+        return result
+
+    monkeypatch.setattr(layers, name, crashing)
+    lower = Layer().directory("d", mode=0o750).file("d/file", os.urandom(20_000))
+    image = build_image([lower.tar(), Layer().hardlink("d/new", "d/file").tar()], {})
+
+    async def main() -> None:
+        async with FaultyRegistry.start(image) as registry:
+            with disk.mounted():
+                with suppress(Exception):
+                    async with open_store(disk.folder) as opened:
+                        await pull(registry, opened)
+                assert disk.crashed
+            with disk.mounted():
+                forget_the_boot(disk.folder)
+                async with open_store(disk.folder) as opened:
+                    assert opened.find(registry.reference) is None
+                    pulled = await opened.pull(registry.reference, None)
+                    settled = Path(opened.layer_paths(pulled)[0])
+                    assert (settled / "d/new").stat().st_nlink == 2
+                    assert (settled / "d").stat().st_mode & 0o777 == 0o750
+                    assert [found.problems async for found in opened.check()] == [()]
+                    await wait_for_layers(disk.folder, 3)
+                    assert len(os.listdir(disk.folder / "images/recipes")) == 3
+
+    asyncio.run(main())
+
+
+@KINDS
+def test_a_crash_while_layers_are_unpacked_leaves_nothing_of_them(
+    kind: int, disk: CrashingDisk
+) -> None:
     async def work(registry: FaultyRegistry, opened: ImageStore) -> None:
         arrived = asyncio.Event()
 
@@ -201,7 +213,7 @@ def test_a_crash_while_layers_are_unpacked_leaves_nothing_of_them(kind: int, dis
 
 
 @KINDS
-def test_what_a_pull_has_returned_survives_a_crash(kind: int, disk: Disk) -> None:
+def test_what_a_pull_has_returned_survives_a_crash(kind: int, disk: CrashingDisk) -> None:
     async def work(registry: FaultyRegistry, opened: ImageStore) -> None:
         await pull(registry, opened)
         disk.crash(kind)
@@ -210,7 +222,7 @@ def test_what_a_pull_has_returned_survives_a_crash(kind: int, disk: Disk) -> Non
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_crash_at_any_time_leaves_whole_images_only(seed: int, disk: Disk) -> None:
+def test_a_crash_at_any_time_leaves_whole_images_only(seed: int, disk: CrashingDisk) -> None:
     chance = random.Random(seed)
 
     async def work(registry: FaultyRegistry, opened: ImageStore) -> None:
@@ -240,6 +252,40 @@ def test_a_layer_that_is_damaged_after_a_crash_is_fetched_again_alone(
             assert [name for name in registry.requests[before:] if "/blobs/" in name] == [
                 f"GET /v2/tests/image/blobs/{digest}" for digest in (image.config, image.layers[1])
             ]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("damaged", ["the settlement", "the layer beneath", "its claims"])
+def test_what_is_damaged_of_a_settled_image_is_made_again_alone(
+    damaged: str, tmp_path: Path
+) -> None:
+    lower = Layer().directory("d", mode=0o750).file("d/file", os.urandom(20_000)).tar()
+    image = build_image([lower, Layer().hardlink("d/new", "d/file").tar()], {})
+
+    async def main() -> None:
+        async with FaultyRegistry.start(image) as registry:
+            async with open_store(tmp_path) as opened:
+                pulled = await opened.pull(registry.reference, None)
+                folders = [Path(folder) for folder in opened.layer_paths(pulled)]
+                claims = opened._layers.claims(pulled.layers[1])
+            match damaged:
+                case "the settlement":
+                    (folders[0] / "d/new").unlink()
+                case "the layer beneath":
+                    os.truncate(folders[2] / "d/file", 0)
+                case "its claims":
+                    (folders[0] / "d/new").unlink()
+                    os.truncate(claims, 0)
+            forget_the_boot(tmp_path)
+            async with open_store(tmp_path) as opened:
+                assert opened.find(registry.reference) is None
+                pulled = await opened.pull(registry.reference, None)
+                file = os.stat(opened.layer_paths(pulled)[0] + "/d/new")
+                assert (file.st_nlink, file.st_size) == (2, 20_000)
+            asked = [registry.asked(layer) for layer in image.layers]
+            again = {"the layer beneath": [2, 1], "its claims": [1, 2]}
+            assert asked == again.get(damaged, [1, 1])
 
     asyncio.run(main())
 

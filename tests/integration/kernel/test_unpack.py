@@ -92,8 +92,6 @@ def _nothing_outside(tmp_path: Path) -> Any:
         [entry(".wh.")],
         [entry(".wh..")],
         [hard_link("a", "../victim")],
-        [hard_link("a", "/nowhere")],
-        [hard_link("a", "a")],
         [entry("d", **FOLDER), hard_link("a", "d")],
         [entry("a", b"x"), entry("a/b", b"x")],
         [link("loop", "loop"), entry("loop/a", b"x")],
@@ -207,7 +205,8 @@ def test_folders_that_are_not_in_the_archive_are_made(layer: Path) -> None:
 
 
 def test_an_archive_without_members_is_an_empty_layer(layer: Path) -> None:
-    assert unpack(layer, bytes(10240)) == {"size_bytes": 4096, "inodes": 1, "fingerprint": 0}
+    nothing = {"size_bytes": 4096, "inodes": 1, "fingerprint": 0, "claims": "", "tree": ""}
+    assert unpack(layer, bytes(10240)) == nothing
 
 
 @pytest.mark.parametrize(
@@ -302,10 +301,10 @@ def test_the_fingerprint_of_a_layer_tells_of_damage(damage: str, layer: Path) ->
     assert measure_tree(str(layer)).fingerprint != answer["fingerprint"]
 
 
-def test_a_hard_link_to_a_file_of_another_layer_is_refused_by_its_names(layer: Path) -> None:
+def test_a_hard_link_to_a_file_of_another_layer_is_left_to_those_who_know_it(layer: Path) -> None:
+    """`test_claims.py` tells what becomes of it."""
     answer = unpack(layer, tar_of(entry("d", **FOLDER), hard_link("d/new", "d/below")))
-    assert answer["kind"] == "corrupt"
-    assert "'d/new' is a hard link to 'd/below', which is not in this layer" in answer["message"]
+    assert answer["claims"] == "links" and os.listdir(layer / "d") == []
 
 
 def test_a_file_that_was_linked_above_its_layer_comes_with_the_link(layer: Path) -> None:

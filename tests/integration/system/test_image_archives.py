@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,49 @@ def test_a_layer_that_replaced_its_own_files_is_said_to_be_none_for_export(
             (image,) = await store.import_archive(write(twice, tmp_path / "twice"), "twice")
             with pytest.raises(errors.Unsupported, match="cannot be exported"):
                 await store.export(tmp_path / "image.tar", [image.id], folder=False)
+
+    run(main())
+
+
+def change_content(file: Path) -> None:
+    """Change a byte, and nothing else that one can see."""
+    times = file.stat().st_mtime_ns
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    os.utime(file, ns=(times, times))
+
+
+def change_mode(file: Path) -> None:
+    file.chmod(0o600)
+
+
+def change_attribute(file: Path) -> None:
+    os.setxattr(file, "user.colour", b"blue")
+
+
+def replace(file: Path) -> None:
+    times = file.stat().st_mtime_ns
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
+    os.utime(file, ns=(times, times))
+
+
+@pytest.mark.parametrize("change", [change_content, change_mode, change_attribute, replace])
+def test_a_layer_that_replaced_its_own_files_is_compared_all_the_same(
+    change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    layer = Layer().file("a", b"one").file("a", b"two", xattrs={"user.colour": "red"})
+    twice = build_image([layer.directory("d").hardlink("d/b", "a").symlink("l", "a").tar()], {})
+
+    async def main() -> None:
+        async with open_store(tmp_path) as store:
+            (image,) = await store.import_archive(write(twice, tmp_path / "twice"), "twice")
+            (found,) = [checked async for checked in store.check()]
+            assert (found.problems, found.not_compared) == ((), 0)
+            await asyncio.to_thread(change, Path(store.layer_paths(image)[0], "a"))
+            (found,) = [checked async for checked in store.check()]
+            assert "its files are not what they were" in found.problems[0]
+            assert found.broken == set(image.layers)
 
     run(main())
 

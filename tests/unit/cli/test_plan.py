@@ -30,7 +30,7 @@ REQUESTS = sorted(path.stem for path in PLANS.glob("*.json"))
 
 def steps(text: str, host: HostFacts) -> str:
     pod, container = decode_document(text)
-    preview = Preview(Settings(), host, StoredImages(Path("/nowhere"), [], FIELD_DEFAULTS))
+    preview = Preview(Settings(), host, StoredImages(Path("/nowhere"), [], [], FIELD_DEFAULTS))
     return preview.pod(pod) if container is None else preview.container(pod, container)
 
 

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import hashlib
 import json
 from typing import Any
 
@@ -10,7 +9,6 @@ from pycri.images.manifest import (
     Index,
     Manifest,
     Platform,
-    chain_id,
     choose_platform,
     host_platform,
     parse_config,
@@ -186,11 +184,3 @@ def test_a_config_must_name_a_diff_id_for_each_layer(diff_ids: list[str]) -> Non
     body = json.dumps({"rootfs": {"diff_ids": diff_ids}}).encode()
     with pytest.raises(CorruptImage):
         parse_config(body, DIGEST, 1)
-
-
-def test_a_chain_id_stands_for_a_layer_and_all_below_it() -> None:
-    """As the image-spec defines it: ChainID(A, B) = digest("ChainID(A) DiffID(B)")."""
-    layers = tuple(Digest(f"sha256:{letter * 64}") for letter in "ab")
-    both = hashlib.sha256(f"{layers[0]} {layers[1]}".encode()).hexdigest()
-    assert (chain_id(()), chain_id(layers[:1])) == (None, layers[0])
-    assert chain_id(layers) == f"sha256:{both}"
