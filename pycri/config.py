@@ -73,6 +73,15 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     mtu: Annotated[
         int, Meta(ge=576, le=65535, description="MTU of the bridge and of pod interfaces, bytes.")
     ] = 1500
+    ready: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description="Networks made ahead of the pods that get them, on the built-in network;"
+            " each holds an address and some memory of the kernel's.",
+        ),
+    ] = 4
     cni: CniSettings = CniSettings()
 
     def __post_init__(self) -> None:

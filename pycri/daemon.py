@@ -47,6 +47,7 @@ from pycri.pods.metrics import Metrics
 from pycri.pods.networks import Networks
 from pycri.pods.node import Node
 from pycri.pods.planning import Planner
+from pycri.pods.ready_networks import ReadyNetworks
 from pycri.pods.recovery import Recovery
 from pycri.pods.sandboxes import Sandboxes
 from pycri.pods.selinux import label_images
@@ -86,6 +87,7 @@ class Application:
     layers: LayerUsage
     network: PodNetwork
     networks: Networks
+    ready_networks: ReadyNetworks
     spawner: SpawnerClient
     recovery: Recovery
     catalogue: Catalogue
@@ -193,8 +195,9 @@ async def _connect(
     endings = Endings(foundation)
     planner = Planner(foundation, images)
     containers = Containers(foundation, planner, endings)
-    sandboxes = Sandboxes(foundation, network, containers)
-    recovery = Recovery(foundation, sandboxes, endings, network)
+    ready_networks = ReadyNetworks(foundation, network)
+    sandboxes = Sandboxes(foundation, network, ready_networks, containers)
+    recovery = Recovery(foundation, sandboxes, endings, network, ready_networks)
     spawner.on_exit = recovery.task_ended
     spawner.on_replaced = recovery.compare_tasks
     await spawner.attach(spawner_socket)
@@ -218,13 +221,14 @@ async def _connect(
         execs=execs,
         streaming=StreamingServer(foundation.settings.streaming, StreamSessions(foundation, execs)),
         images=images,
-        node=Node(foundation, network),
+        node=Node(foundation, network, ready_networks),
         stats=Stats(foundation, layers),
         metrics=Metrics(foundation, layers),
         events=foundation.events,
         layers=layers,
         network=network,
         networks=Networks(foundation, network),
+        ready_networks=ready_networks,
         spawner=spawner,
         recovery=recovery,
         catalogue=foundation.catalogue,
@@ -267,6 +271,7 @@ async def _run_until(stop: asyncio.Event, app: Application, settings: Settings) 
     """Do what is done now and then, until it is time to stop; then end what calls may wait for."""
     watches = (app.recovery.watch(), app.stats.watch(), app.layers.watch())
     watching = [asyncio.create_task(watch) for watch in watches]
+    app.ready_networks.start()
     # What is there by now stays: to look through it again and again would stop calls for 50 ms.
     gc.collect()
     gc.freeze()
@@ -281,6 +286,7 @@ async def _run_until(stop: asyncio.Event, app: Application, settings: Settings) 
     app.layers.close()
     app.stats.close()
     app.metrics.close()
+    await app.ready_networks.close()
 
 
 @contextlib.contextmanager
@@ -301,6 +307,7 @@ def _watching(settings: Settings, app: Application) -> Iterator[list["Watch"]]:
                 images=app.images,
                 node=app.node,
                 recovery=app.recovery,
+                ready_networks=app.ready_networks,
                 event_readers=app.events.readers,
             )
             stack.callback(exporter.start(settings.prometheus.address, sources))

@@ -41,6 +41,7 @@ from pycri.logs import Log
 from pycri.model.events import Event, EventKind
 from pycri.pods.catalogue import Catalogue
 from pycri.pods.node import Node
+from pycri.pods.ready_networks import ReadyNetworks
 from pycri.pods.recovery import Recovery
 from pycri.pods.timeline import Timeline
 
@@ -66,6 +67,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
     images: ImageStore
     node: Node
     recovery: Recovery
+    ready_networks: ReadyNetworks
     event_readers: Callable[[], int]
 
 
@@ -196,6 +198,12 @@ class _Levels(Collector):
         for finding, count in self._sources.recovery.findings.items():
             findings.add_metric((finding,), count)
         yield findings
+        yield _gauge(
+            "pycri_ready_networks",
+            "Networks made ahead of the pods that get them.",
+            (),
+            {(): self._sources.ready_networks.count},
+        )
 
     def _collect_records(self) -> Iterator[Metric]:
         catalogue = self._sources.catalogue

@@ -341,6 +341,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     shm: (path, size in bytes) of the pod's /dev/shm, or None for the host's.
     init: make a pid namespace whose first process reaps; it joins `cgroup`.
     user_namespace: the maps of the new user namespace, which owns the other namespaces.
+    network: path of a network namespace that is there already and is joined, or "".
     """
 
     id: TaskId
@@ -351,6 +352,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
     init: bool = False
     cgroup: CgroupPlan
     user_namespace: IdMappings | None = None
+    network: str = ""
 
 
 class ExecPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,10 +40,12 @@ from pycri.model.ranges import (
     render_ranges,
 )
 from pycri.network import annotations, sysctls
+from pycri.network.annotations import Bandwidth
 from pycri.network.host import RangeInUse
 from pycri.network.hostports import host_ports_of
+from pycri.network.interface import Preparation
 from pycri.network.ipam import Wish
-from pycri.network.leases import Leases
+from pycri.network.leases import Leases, has_link
 from pycri.network.netlink import POD_INTERFACE
 from pycri.network.plumbing import Connection, Plumbing
 from pycri.state import records
@@ -84,6 +86,7 @@ class BridgeNetwork:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
         self._leases = Leases(database, self.interface_name, self._delete_link, self._remove_rules)
         self._ranges = parse_ranges(settings.range)
+        self._prepared: dict[PodId, Connection] = {}
         self._problem: str | None = "the pod network has not been started"
         self._changing = asyncio.Lock()  # one change of bridge and ranges at a time
 
@@ -137,35 +140,59 @@ class BridgeNetwork:
             ports=host_ports_of(spec),
         )
         bandwidth = annotations.parse_bandwidth(spec.annotations)
-        ranges = self._ranges
-
-        def choose_ranges() -> tuple[Network, ...]:
-            nonlocal ranges
-            ranges = self._ranges
-            return ranges
-
-        endpoint = await self._leases.allocate(pod_id, wish, choose_ranges)
-        connection = Connection(
-            endpoint=endpoint,
-            ranges=ranges,
-            bandwidth=bandwidth,
-            netns_path=netns_path,
-            netlink_fd=netlink_fd,
-        )
-        await self._connect(connection)
+        connection = self._prepared.pop(pod_id, None)
+        if connection is None:
+            connection = await self._allocate(pod_id, wish, netns_path, netlink_fd)
+            connection = msgspec.structs.replace(connection, bandwidth=bandwidth)
+            await self._connect(connection, self._plumbing.connect)
+        else:
+            endpoint = await self._leases.own(connection.endpoint, wish.ports)
+            if wish.ports or bandwidth != Bandwidth():
+                connection = msgspec.structs.replace(
+                    connection, endpoint=endpoint, bandwidth=bandwidth, netlink_fd=netlink_fd
+                )
+                await self._connect(connection, self._plumbing.complete)
         interface = Interface(
             name=POD_INTERFACE,
-            mac=endpoint.mac,
+            mac=connection.endpoint.mac,
             addresses=tuple(map(str, connection.addresses)),
             host_interface=self.interface_name(pod_id),
         )
         return Attachment(interfaces=(interface,))
+
+    async def preparing(self, spec: PodSpec | None = None) -> Preparation | None:
+        """Return this network, unless it is not ready or `spec` asks for an address or a MAC."""
+        asked = spec.annotations if spec else {}
+        chosen = annotations.parse_addresses(asked) or annotations.parse_mac(asked)
+        return None if chosen or self._problem is not None else self
+
+    def terms(self) -> str:
+        """Return the ranges."""
+        return render_ranges(self._ranges)
+
+    async def prepare(self, pod_id: PodId, netns_path: str, netlink_fd: int) -> None:
+        """Give the namespace an eth0 with addresses of its own, and lo, before its pod comes."""
+        connection = await self._allocate(pod_id, Wish(), netns_path, netlink_fd, spare=True)
+        await self._connect(connection, self._plumbing.connect)
+        self._prepared[pod_id] = connection
+
+    def has_prepared(self, pod_id: PodId) -> bool:
+        """Tell whether the pod's network was made ahead of it, and is still to be attached."""
+        return pod_id in self._prepared
+
+    def is_intact(self, pod_id: PodId) -> bool:
+        """Tell whether the link is there. What else others may have changed is put right.
+
+        The rules, if they were flushed, as soon as the next network is prepared, or attached.
+        """
+        return has_link(self.interface_name(pod_id))
 
     async def detach(self, pod_id: PodId) -> None:
         """Free the host ports now, and the addresses once the kernel has removed the link.
 
         A link that is still there after `leases.GONE_DEADLINE_S` is deleted.
         """
+        self._prepared.pop(pod_id, None)
         endpoint = await self._leases.release(pod_id)
         if endpoint is not None and endpoint.ports:
             await self._blocking(lambda: self._plumbing.close_ports(endpoint))
@@ -268,9 +295,34 @@ class BridgeNetwork:
                 reason = f"{gateway}, the gateway of {network}, is the address of a pod"
                 raise errors.InvalidRequest(POD_CIDR_FIELD, reason)
 
-    async def _connect(self, connection: Connection) -> None:
+    async def _allocate(
+        self,
+        pod_id: PodId,
+        wish: Wish,
+        netns_path: str,
+        netlink_fd: int,
+        *,
+        spare: bool = False,
+    ) -> Connection:
+        ranges = self._ranges
+
+        def choose_ranges() -> tuple[Network, ...]:
+            nonlocal ranges
+            ranges = self._ranges
+            return ranges
+
+        endpoint = await self._leases.allocate(pod_id, wish, choose_ranges, spare=spare)
+        return Connection(
+            endpoint=endpoint,
+            ranges=ranges,
+            bandwidth=Bandwidth(),
+            netns_path=netns_path,
+            netlink_fd=netlink_fd,
+        )
+
+    async def _connect(self, connection: Connection, work: Callable[[Connection], None]) -> None:
         try:
-            await self._blocking(lambda: self._plumbing.connect(connection))
+            await self._blocking(lambda: work(connection))
         except BaseException as error:
             await self._leases.discard([connection.endpoint.pod_id])
             if isinstance(error, OSError):

@@ -28,7 +28,7 @@ from pycri.network.cni.network import (
 )
 from pycri.network.cni.operations import Operations
 from pycri.network.hostports import host_ports_of, name_of
-from pycri.network.interface import PodNetwork
+from pycri.network.interface import PodNetwork, Preparation
 from pycri.state.database import Database
 from pycri.state.records import delete_meta, load_meta, save_meta
 
@@ -84,7 +84,7 @@ class ChosenNetwork:
     """A `PodNetwork` (network/interface.py) that is one of two; both let go of pods they have."""
 
     def __init__(
-        self, builtin: PodNetwork, cni: CniNetwork, database: Database, *, only_cni: bool
+        self, builtin: BridgeNetwork, cni: CniNetwork, database: Database, *, only_cni: bool
     ) -> None:
         """Takes both networks."""
         self._builtin = builtin
@@ -117,9 +117,15 @@ class ChosenNetwork:
     async def attach(
         self, pod_id: PodId, spec: PodSpec, netns_path: str, netlink_fd: int
     ) -> Attachment:
-        await self._choose()
-        network: PodNetwork = self._cni if self._is_cni() else self._builtin
+        network: PodNetwork = self._builtin
+        if not self._builtin.has_prepared(pod_id):
+            await self._choose()
+            network = self._cni if self._is_cni() else self._builtin
         return await network.attach(pod_id, spec, netns_path, netlink_fd)
+
+    async def preparing(self, spec: PodSpec | None = None) -> Preparation | None:
+        await self._choose()
+        return None if self._is_cni() else await self._builtin.preparing(spec)
 
     async def detach(self, pod_id: PodId) -> None:
         await asyncio.gather(self._builtin.detach(pod_id), self._cni.detach(pod_id))

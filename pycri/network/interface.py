@@ -47,6 +47,12 @@ class PodNetwork(Protocol):
             is a `problem`. A failure leaves nothing behind.
         """
 
+    async def preparing(self, spec: PodSpec | None = None) -> "Preparation | None":
+        """Return what makes networks ahead of pods, if one made so now would do for `spec`.
+
+        spec: None asks for a pod that wants nothing in particular. Raises: InvalidRequest.
+        """
+
     async def detach(self, pod_id: PodId) -> None:
         """Undo `attach`. Idempotent; the namespace may be gone, and must be let go of soon after.
 
@@ -71,3 +77,22 @@ class PodNetwork(Protocol):
 
     async def close(self) -> None:
         """Stop the background work; what the pods need stays. Idempotent."""
+
+
+class Preparation(Protocol):
+    """Networks made before there is a pod to have them: `attach` of the pod then adds the rest.
+
+    Until then they are held under the id that the pod will have, and known to `reconcile`.
+    """
+
+    def terms(self) -> str:
+        """Return what one made now is like; one made on other terms is of no use any more."""
+
+    async def prepare(self, pod_id: PodId, netns_path: str, netlink_fd: int) -> None:
+        """Do for a namespace what `attach` does for a pod that asks for nothing.
+
+        Raises: as `attach`; OutOfResources at once, if no address is free.
+        """
+
+    def is_intact(self, pod_id: PodId) -> bool:
+        """Tell whether what was prepared is still there, as far as nobody will put it right."""

@@ -13,7 +13,7 @@ The functions run inside `Database.transact`. The first address of a range is th
 
 import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from typing import Final
 
@@ -52,31 +52,40 @@ class NotFree(errors.OutOfResources):
 
 
 def allocate(
-    connection: sqlite3.Connection, pod_id: PodId, wish: Wish, ranges: Sequence[Network]
+    connection: sqlite3.Connection,
+    pod_id: PodId,
+    wish: Wish,
+    ranges: Sequence[Network],
+    spare: Collection[PodId] = (),
 ) -> Endpoint:
     """Give `pod_id` an address of each range, a MAC and its host ports.
 
+    spare: pods that are not there yet; what they have can be had back.
     Raises: NotFree; AlreadyExists if another pod has an address, the MAC or a port that it insists
         on; InvalidRequest if such an address is of no range; WrongState if it has an endpoint.
     """
     if connection.execute("SELECT 1 FROM endpoints WHERE pod_id = ?", (pod_id,)).fetchone():
         raise errors.WrongState(f"pod {pod_id} has a network already")
-    hostports.check_families(wish.ports, frozenset(network.version for network in ranges))
-    for mapping in wish.ports:
-        _check_port(connection, mapping)
-    addresses = _choose_addresses(connection, wish.addresses, ranges)
+    _check_ports(connection, wish.ports, frozenset(network.version for network in ranges))
+    addresses = _choose_addresses(connection, wish.addresses, ranges, spare)
     if wish.mac in {mac_of(gateway_of(network).ip) for network in ranges}:
         field = annotations.field_of(annotations.MAC)
         raise errors.InvalidRequest(field, f"{wish.mac} is the bridge's")
-    mac = _choose_mac(connection, wish.mac, addresses[0])
+    mac = _choose_mac(connection, wish.mac, addresses[0], spare)
     connection.execute("INSERT INTO endpoints VALUES (?, ?, 0)", (pod_id, mac))
     rows = [(address.version, address.packed, pod_id) for address in addresses]
     connection.executemany("INSERT INTO addresses VALUES (?, ?, ?)", rows)
-    ports = [(p.protocol.value, p.host_port, p.host_ip, p.container_port) for p in wish.ports]
-    connection.executemany(
-        "INSERT INTO host_ports VALUES (?, ?, ?, ?, ?)", [(*port, pod_id) for port in ports]
-    )
+    _save_ports(connection, pod_id, wish.ports)
     return Endpoint(pod_id=pod_id, mac=mac, addresses=addresses, ports=wish.ports)
+
+
+def add_ports(
+    connection: sqlite3.Connection, endpoint: Endpoint, ports: Sequence[PortMapping]
+) -> Endpoint:
+    """Give the endpoint's pod host ports, of which it has none. Raises: as `allocate`."""
+    _check_ports(connection, ports, frozenset(address.version for address in endpoint.addresses))
+    _save_ports(connection, endpoint.pod_id, ports)
+    return msgspec.structs.replace(endpoint, ports=tuple(ports))
 
 
 def release(connection: sqlite3.Connection, pod_id: PodId) -> Endpoint | None:
@@ -127,6 +136,21 @@ def load_endpoints(connection: sqlite3.Connection, pod_id: PodId | None = None) 
     ]
 
 
+def _save_ports(
+    connection: sqlite3.Connection, pod_id: PodId, ports: Sequence[PortMapping]
+) -> None:
+    rows = [(p.protocol.value, p.host_port, p.host_ip, p.container_port, pod_id) for p in ports]
+    connection.executemany("INSERT INTO host_ports VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def _check_ports(
+    connection: sqlite3.Connection, ports: Sequence[PortMapping], versions: frozenset[int]
+) -> None:
+    hostports.check_families(ports, versions)
+    for mapping in ports:
+        _check_port(connection, mapping)
+
+
 def _check_port(connection: sqlite3.Connection, wanted: PortMapping) -> None:
     rows = connection.execute(
         "SELECT host_ip, pod_id FROM host_ports WHERE protocol = ? AND host_port = ?",
@@ -142,7 +166,10 @@ def _check_port(connection: sqlite3.Connection, wanted: PortMapping) -> None:
 
 
 def _choose_addresses(
-    connection: sqlite3.Connection, wanted: Sequence[Address], ranges: Sequence[Network]
+    connection: sqlite3.Connection,
+    wanted: Sequence[Address],
+    ranges: Sequence[Network],
+    spare: Collection[PodId],
 ) -> tuple[Address, ...]:
     insisted = {address.version: address for address in wanted}
     chosen = []
@@ -151,7 +178,7 @@ def _choose_addresses(
         if address is None:
             chosen.append(_next_free(connection, network))
         else:
-            _check_address(connection, address, network)
+            _check_address(connection, address, network, spare)
             chosen.append(address)
     for address in insisted.values():
         field = annotations.field_of(annotations.ADDRESSES)
@@ -159,7 +186,9 @@ def _choose_addresses(
     return tuple(chosen)
 
 
-def _check_address(connection: sqlite3.Connection, address: Address, network: Network) -> None:
+def _check_address(
+    connection: sqlite3.Connection, address: Address, network: Network, spare: Collection[PodId]
+) -> None:
     if not owns(network, address):
         field = annotations.field_of(annotations.ADDRESSES)
         raise errors.InvalidRequest(field, f"{address} is not for a pod of the range {network}")
@@ -168,24 +197,28 @@ def _check_address(connection: sqlite3.Connection, address: Address, network: Ne
         " WHERE version = ? AND address = ?",
         (address.version, address.packed),
     ).fetchone()
-    _refuse_taken(str(address), row)
+    _refuse_taken(str(address), row, spare)
 
 
-def _choose_mac(connection: sqlite3.Connection, wanted: str, address: Address) -> str:
+def _choose_mac(
+    connection: sqlite3.Connection, wanted: str, address: Address, spare: Collection[PodId]
+) -> str:
     mac = wanted or mac_of(address)
     query = "SELECT pod_id, releasing FROM endpoints WHERE mac = ?"
     row = connection.execute(query, (mac,)).fetchone()
     if wanted:
-        _refuse_taken(wanted, row)
+        _refuse_taken(wanted, row, spare)
     elif row is not None:
         # Another pod insisted on it: then any of the locally administered ones.
         mac = f"0a:58:{secrets.token_bytes(4).hex(':')}"
     return mac
 
 
-def _refuse_taken(what: str, row: tuple[str, int] | None) -> None:
+def _refuse_taken(what: str, row: tuple[PodId, int] | None, spare: Collection[PodId]) -> None:
     if row is None:
         return
+    if row[0] in spare:
+        raise NotFree(f"{what} is kept ready for a pod to come")
     if row[1]:
         raise NotFree(f"{what} is still being released by pod {row[0]}")
     raise errors.AlreadyExists(f"{what} is pod {row[0]}'s")

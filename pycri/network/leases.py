@@ -15,6 +15,7 @@ from typing import Final
 from pycri import errors
 from pycri.logs import Log
 from pycri.model.ids import PodId
+from pycri.model.pod import PortMapping
 from pycri.model.ranges import Network
 from pycri.network import ipam
 from pycri.network.ipam import Endpoint, Wish
@@ -55,6 +56,7 @@ class Leases:
         self._remove_rules = remove_rules
         self._deadlines: dict[PodId, float] = {}
         self._held: set[PodId] = set()  # of those given by this daemon
+        self._spare: set[PodId] = set()  # of those held: there is no such pod yet
         self._released = asyncio.Event()
         self._freed = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
@@ -70,21 +72,39 @@ class Leases:
         return self.releasing | self._held
 
     async def allocate(
-        self, pod_id: PodId, wish: Wish, choose_ranges: Callable[[], Sequence[Network]]
+        self,
+        pod_id: PodId,
+        wish: Wish,
+        choose_ranges: Callable[[], Sequence[Network]],
+        *,
+        spare: bool = False,
     ) -> Endpoint:
         """Give the pod an endpoint in the chosen ranges.
 
         choose_ranges: called inside the transaction, so that whoever changes the ranges and then
             reads the endpoints sees every address that was still given of the old ones.
+        spare: the pod is to come later (`own`); nothing is waited for.
         Raises: OutOfResources if all addresses are given, and none comes back in time; as
             `ipam.allocate`.
         """
         self._held.add(pod_id)
+        if spare:
+            self._spare.add(pod_id)
         try:
             return await self._allocate(pod_id, wish, choose_ranges)
         except BaseException:
-            self._held.discard(pod_id)
+            self._forget(pod_id)
             raise
+
+    async def own(self, endpoint: Endpoint, ports: Sequence[PortMapping]) -> Endpoint:
+        """Take note that a spare endpoint's pod is there, and wants ports.
+
+        Raises: AlreadyExists, InvalidRequest as `ipam.add_ports`.
+        """
+        self._spare.discard(endpoint.pod_id)
+        if not ports:
+            return endpoint
+        return await self._database.transact(lambda c: ipam.add_ports(c, endpoint, ports))
 
     async def _allocate(
         self, pod_id: PodId, wish: Wish, choose_ranges: Callable[[], Sequence[Network]]
@@ -97,12 +117,12 @@ class Leases:
                     try:
                         return await self._database.transact(
                             lambda connection: ipam.allocate(
-                                connection, pod_id, wish, choose_ranges()
+                                connection, pod_id, wish, choose_ranges(), self._spare.copy()
                             )
                         )
                     except ipam.NotFree as error:
                         taken = error
-                    if not self._deadlines:
+                    if not self._deadlines or pod_id in self._spare:
                         break
                     await freed.wait()
         raise taken
@@ -112,7 +132,7 @@ class Leases:
         endpoint = await self._database.transact(lambda c: ipam.release(c, pod_id))
         if endpoint is not None:
             self._watch(pod_id)
-            self._held.discard(pod_id)
+            self._forget(pod_id)
         return endpoint
 
     async def free_ports(self, pod_id: PodId) -> None:
@@ -121,7 +141,8 @@ class Leases:
 
     async def discard(self, pod_ids: list[PodId]) -> None:
         """Delete the pods' links, if they are there, and free their endpoints, now."""
-        self._held.difference_update(pod_ids)  # if this fails, `reconcile` tries again
+        for pod_id in pod_ids:
+            self._forget(pod_id)  # if what follows fails, `reconcile` tries again
         for pod_id in pod_ids:
             await self._delete_link(self._interface_name(pod_id))
         await self._free(pod_ids)
@@ -149,6 +170,10 @@ class Leases:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
             self._watcher = None
+
+    def _forget(self, pod_id: PodId) -> None:
+        self._held.discard(pod_id)
+        self._spare.discard(pod_id)
 
     def _watch(self, pod_id: PodId) -> None:
         deadline = asyncio.get_running_loop().time() + GONE_DEADLINE_S
@@ -184,6 +209,6 @@ class Leases:
         await self._database.transact(lambda connection: ipam.free(connection, pod_ids))
         for pod_id in pod_ids:
             self._deadlines.pop(pod_id, None)
-            self._held.discard(pod_id)
+            self._forget(pod_id)
         self._freed.set()
         self._freed = asyncio.Event()

@@ -88,7 +88,7 @@ class Plumbing:
 
     def connect(self, connection: Connection) -> None:
         """Make the pod's link and all that belongs to it."""
-        endpoint, bandwidth = connection.endpoint, connection.bandwidth
+        endpoint = connection.endpoint
         name = self._host_end(endpoint.pod_id)
         # Before the link: nothing is to come through it that the rules do not know.
         self._ruleset.add(endpoint)
@@ -96,16 +96,17 @@ class Plumbing:
         gateways = [gateway_of(network).ip for network in connection.ranges]
         with Netlink.borrow_route(connection.netlink_fd) as pod:
             pod.configure_pod(connection.addresses, gateways, endpoint.mac)
-            if bandwidth.egress_bits is not None:
-                shaping.limit(pod, POD_INTERFACE, bandwidth.egress_bits)
-        if bandwidth.ingress_bits is not None:
-            shaping.limit(self._host, name, bandwidth.ingress_bits)
-        if endpoint.ports:
-            here = {address.ip for _, address in self._host.list_addresses()}
-            _forget_flows(endpoint, lambda flow: flow.answerer in here)
+        self._limit(connection)
+        self._forget_others(endpoint)
         self._host.wait_running(name)
         # The bridge sends nothing itself before it has noted the carrier of its first port.
         self._host.wait_running(self._settings.bridge)
+
+    def complete(self, connection: Connection) -> None:
+        """Add host ports and limits to a link that was made without."""
+        self._ruleset.add(connection.endpoint)
+        self._limit(connection)
+        self._forget_others(connection.endpoint)
 
     def close_ports(self, endpoint: Endpoint) -> None:
         """Let no host port lead to the pod, nor what came by one before."""
@@ -172,6 +173,21 @@ class Plumbing:
         if self._netlink is None:
             self._netlink = Netlink.open_route()
         return self._netlink
+
+    def _limit(self, connection: Connection) -> None:
+        bandwidth = connection.bandwidth
+        if bandwidth.egress_bits is not None:
+            with Netlink.borrow_route(connection.netlink_fd) as pod:
+                shaping.limit(pod, POD_INTERFACE, bandwidth.egress_bits)
+        if bandwidth.ingress_bits is not None:
+            name = self._host_end(connection.endpoint.pod_id)
+            shaping.limit(self._host, name, bandwidth.ingress_bits)
+
+    def _forget_others(self, endpoint: Endpoint) -> None:
+        """Forget the flows that came to the pod's host ports when they were the host's own."""
+        if endpoint.ports:
+            here = {address.ip for _, address in self._host.list_addresses()}
+            _forget_flows(endpoint, lambda flow: flow.answerer in here)
 
     def _create_veth(self, name: str, mac: str, netns_path: str) -> None:
         netns_fd = os.open(netns_path, os.O_RDONLY | os.O_CLOEXEC)

@@ -6,6 +6,8 @@ PodSandboxConfig.hostname). A pod with pid mode POD gets an init of ours; no oth
 process.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from pycri.errors import InvalidRequest
@@ -55,12 +57,34 @@ def pod_pins(spec: PodSpec) -> tuple[str, ...]:
     return tuple(kind for kind, own in owned.items() if own)
 
 
+def plan_network(pod_id: PodId, path: str, host: HostFacts) -> SandboxPlan:
+    """Return the plan of a network namespace, pinned at `path`, for a pod that is to come."""
+    return SandboxPlan(
+        id=TaskId(pod_id),
+        pins=(PinNamespace(kind="net", path=path),),
+        sysctls=tuple(sorted(_NETWORK_DEFAULTS.items())),
+        cgroup=CgroupPlan(version=host.cgroup_version, directories=()),
+    )
+
+
+def may_share_defaults(spec: PodSpec) -> bool:
+    """Tell whether the pod's network namespace is one as `plan_network` makes it."""
+    return spec.namespaces.network is not NamespaceMode.NODE and spec.namespaces.user is None
+
+
 def plan_sandbox(
-    pod_id: PodId, spec: PodSpec, paths: PodPaths, host: HostFacts, cgroup_parent: str
+    pod_id: PodId,
+    spec: PodSpec,
+    paths: PodPaths,
+    host: HostFacts,
+    cgroup_parent: str,
+    *,
+    has_network: bool = False,
 ) -> SandboxPlan:
     """Return the plan of a pod's namespaces.
 
     cgroup_parent: the daemon's, for a pod that names none (`cgroups.cgroup_path`).
+    has_network: its network namespace is there already, by `plan_network`.
     Raises: InvalidRequest for a sysctl that is not the pod's own to set; Unsupported for a user
         namespace this node cannot make, or a label without SELinux.
     """
@@ -77,18 +101,25 @@ def plan_sandbox(
         cgroup = CgroupPlan(version=host.cgroup_version, directories=())
     return SandboxPlan(
         id=TaskId(pod_id),
-        pins=tuple(PinNamespace(kind=kind, path=paths.pins[kind]) for kind in kinds),
+        pins=tuple(
+            PinNamespace(kind=kind, path=paths.pins[kind])
+            for kind in kinds
+            if not (has_network and kind == "net")
+        ),
         hostname=spec.hostname if "uts" in kinds else "",
-        sysctls=_sysctls(spec, kinds),
+        sysctls=_sysctls(spec, kinds, {} if has_network else _NETWORK_DEFAULTS),
         shm=(paths.shm, SHM_BYTES) if "ipc" in kinds else None,
         init=init,
         cgroup=cgroup,
         user_namespace=spec.namespaces.user,
+        network=paths.pins["net"] if has_network else "",
     )
 
 
-def _sysctls(spec: PodSpec, kinds: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    values = dict(_NETWORK_DEFAULTS) if "net" in kinds else {}
+def _sysctls(
+    spec: PodSpec, kinds: tuple[str, ...], defaults: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    values = dict(defaults) if "net" in kinds else {}
     if spec.namespaces.user is not None and values:
         # The kernel takes groups that the namespace has, and no others.
         last = max(line.container_id + line.length for line in spec.namespaces.user.gids) - 1

@@ -20,6 +20,7 @@ def _sandbox_lines(plan: SandboxPlan) -> list[str]:
     lines += _cgroup_lines(plan.cgroup)
     lines += [f"namespace user new, {plan.user_namespace}"] if plan.user_namespace else []
     lines += [str(pin) for pin in plan.pins]
+    lines += [f"namespace net {plan.network}"] if plan.network else []
     lines += [f"hostname {plan.hostname}"] if plan.hostname else []
     lines += [f"sysctl {name} = {value}" for name, value in plan.sysctls]
     lines += [f"shm {plan.shm[0]} {plan.shm[1]} bytes"] if plan.shm else []

@@ -74,6 +74,11 @@ class Layout:
         if spec.log_directory:
             os.makedirs(spec.log_directory, mode=0o755, exist_ok=True)
 
+    def make_network_pin(self, pod_id: PodId) -> str:
+        """Make the folder of the pins of a pod that is to come; return where its network goes."""
+        os.makedirs(self.pins(pod_id), mode=0o700)
+        return f"{self.pins(pod_id)}/net"
+
     def write_hosts(self, pod: PodRecord, host: HostFacts) -> None:
         """Write a pod's /etc/hosts, now that its address is known."""
         addresses = pod.attachment.addresses if pod.attachment else ()

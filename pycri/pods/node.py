@@ -4,14 +4,18 @@
 from pycri.model.host import Condition
 from pycri.network.interface import PodNetwork
 from pycri.pods.foundation import Foundation
+from pycri.pods.ready_networks import ReadyNetworks
 
 
 class Node:
     """What Status and UpdateRuntimeConfig are about. Answers from memory."""
 
-    def __init__(self, foundation: Foundation, network: PodNetwork) -> None:
+    def __init__(
+        self, foundation: Foundation, network: PodNetwork, ready_networks: ReadyNetworks
+    ) -> None:
         self._spawner = foundation.spawner
         self._network = network
+        self._ready_networks = ready_networks
         self._host = foundation.host
 
     def conditions(self) -> list[Condition]:
@@ -29,6 +33,7 @@ class Node:
     async def set_pod_cidr(self, cidr: str) -> None:
         """Use another address range for new pods; "" changes nothing."""
         await self._network.set_pod_cidr(cidr)
+        self._ready_networks.look()
 
     def verbose(self) -> dict[str, str]:
         """Return what a verbose Status adds."""
@@ -36,6 +41,7 @@ class Node:
             "spawner_pid": str(self._spawner.pid),
             "monitor_pid": str(self._spawner.monitor_pid),
             **self._network.describe(),
+            "ready_networks": str(self._ready_networks.count),
         }
 
 

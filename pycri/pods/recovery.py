@@ -26,6 +26,7 @@ from pycri.pods.catalogue import with_facts
 from pycri.pods.endings import Endings
 from pycri.pods.execs import leftover_groups
 from pycri.pods.foundation import Foundation
+from pycri.pods.ready_networks import ReadyNetworks
 from pycri.pods.sandboxes import Sandboxes
 from pycri.state.database import Database
 from pycri.state.records import load_meta, save_meta
@@ -45,6 +46,7 @@ class Recovery:
         sandboxes: Sandboxes,
         endings: Endings,
         network: PodNetwork,
+        ready_networks: ReadyNetworks,
     ) -> None:
         self._catalogue = foundation.catalogue
         self._spawner = foundation.spawner
@@ -58,6 +60,7 @@ class Recovery:
         self.findings: Counter[str] = Counter()
         """How often what was found not to agree, since the daemon's start."""
         self._network = network
+        self._ready_networks = ready_networks
 
     async def recover(self, database: Database) -> None:
         """Do all of it, before the first call is served."""
@@ -115,6 +118,7 @@ class Recovery:
         # Looked up after the listing: whatever is being made has its record before its folder.
         pods = frozenset(pod.id for pod in self._catalogue.pods())
         known = {*pods, *(container.id for container in self._catalogue.containers())}
+        known |= self._ready_networks.ids
         for name in names:
             if name not in known:
                 self._find("folder without a record", id=name)

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping
 
-from pycri.errors import AlreadyExists, NotFound, Unavailable
+from pycri.errors import AlreadyExists, NotFound, OutOfResources, Unavailable
 from pycri.kernel.fds import close_all
 from pycri.model.ids import PodId, TaskId
 from pycri.model.network import Attachment
@@ -26,6 +26,7 @@ from pycri.pods.catalogue import with_facts
 from pycri.pods.containers import Containers
 from pycri.pods.endings import KILL_DEADLINE_S
 from pycri.pods.foundation import Foundation
+from pycri.pods.ready_networks import ReadyNetwork, ReadyNetworks
 from pycri.pods.rollback import Rollback
 from pycri.pods.timeline import Timeline
 from pycri.state.records import pod_name_key
@@ -39,6 +40,7 @@ class Sandboxes:
         self,
         foundation: Foundation,
         network: PodNetwork,
+        ready_networks: ReadyNetworks,
         containers: Containers,
     ) -> None:
         self._host = foundation.host
@@ -49,6 +51,7 @@ class Sandboxes:
         self._layout = foundation.layout
         self._groups = foundation.groups
         self._network = network
+        self._ready_networks = ready_networks
         self._containers = containers
         self._running: dict[str, tuple[PodSpec, asyncio.Task[PodId]]] = {}
         self._locks: dict[PodId, asyncio.Lock] = {}
@@ -134,10 +137,16 @@ class Sandboxes:
         if failed is not None:
             await self.remove(failed.id)
         timeline = Timeline("RunPodSandbox")
-        pod_id = PodId(secrets.token_hex(32))
+        async with self._ready_networks.lent(spec) as ready:
+            return await self._make(spec, ready, timeline)
+
+    async def _make(self, spec: PodSpec, ready: ReadyNetwork | None, timeline: Timeline) -> PodId:
+        pod_id = ready.pod_id if ready else PodId(secrets.token_hex(32))
         paths = self._layout.pod_paths(pod_id, spec)
         # Planned before anything is made: a bad sysctl leaves no trace.
-        plan = plan_sandbox(pod_id, spec, paths, self._host, self._cgroup_parent)
+        plan = plan_sandbox(
+            pod_id, spec, paths, self._host, self._cgroup_parent, has_network=ready is not None
+        )
         pod = PodRecord(id=pod_id, spec=spec, created_ns=time.time_ns())
         async with Rollback() as rollback:
             rollback.push("record", lambda: self._forget_unless_dirty(pod_id, rollback))
@@ -151,7 +160,7 @@ class Sandboxes:
             timeline.add_marks(asked_ns, started.marks)
             rollback.push("network", lambda: self._network.detach(pod_id))
             with timeline.stage("attach"):
-                attachment = await self._attach(pod, paths.pins.get("net", ""), netlink_fd)
+                attachment = await self._attach(pod, paths.pins.get("net", ""), ready, netlink_fd)
             with timeline.stage("hosts"):
                 attached = with_facts(pod, attachment=attachment)
                 await asyncio.to_thread(self._layout.write_hosts, attached, self._host)
@@ -165,11 +174,18 @@ class Sandboxes:
         return pod_id
 
     async def _attach(
-        self, pod: PodRecord, netns: str, netlink_fd: int | None
+        self, pod: PodRecord, netns: str, ready: ReadyNetwork | None, netlink_fd: int | None
     ) -> Attachment | None:
+        if ready is not None:
+            return await self._network.attach(pod.id, pod.spec, netns, ready.netlink_fd)
         if netlink_fd is None:
             return None
         try:
+            return await self._network.attach(pod.id, pod.spec, netns, netlink_fd)
+        except OutOfResources:
+            # No pod is refused for the sake of those that may come.
+            if not await self._ready_networks.give_up():
+                raise
             return await self._network.attach(pod.id, pod.spec, netns, netlink_fd)
         finally:
             close_all((netlink_fd,))

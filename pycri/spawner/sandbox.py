@@ -69,6 +69,9 @@ def _make(plan: SandboxPlan, report: Report) -> None:
     kinds = tuple(pin.kind for pin in plan.pins if pin.kind != "user")
     report.doing(f"new namespaces {' '.join(kinds)}")
     namespaces.make_namespaces(kinds)
+    if plan.network:
+        report.doing(f"join the network namespace {plan.network}")
+        namespaces.join("net", plan.network)
     report.reached("namespaces")
     if plan.hostname and "uts" in kinds:
         report.doing(f"hostname {plan.hostname}")

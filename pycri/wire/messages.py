@@ -22,7 +22,7 @@ import msgspec
 from pycri.model.ids import TaskId
 from pycri.model.plan import ContainerPlan, ExecPlan, SandboxPlan
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 
 class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):

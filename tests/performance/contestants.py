@@ -50,7 +50,12 @@ def start_pycri(
     with _folder_in_memory(folder / f"run-{name}") as run:
         scope = leaks.Scope(folders=(str(folder),))
         node = Node(
-            scope, log_level="info", run_dir=run / "pycri", settings=settings, network=network
+            scope,
+            log_level="info",
+            run_dir=run / "pycri",
+            settings=settings,
+            network=network,
+            ready=None,
         )
         group = RuntimeGroup(node.name)
         try:

@@ -101,13 +101,15 @@ class Node:
         network: str = 'kind = "builtin"',
         netns: str = "",
         ipv6: bool = False,
+        ready: int | None = 0,
     ) -> None:
         """Write the config of a new node. Nothing runs yet.
 
         settings: TOML of further keys. prefix: length of the address range's. run_dir: elsewhere
         than in the node's folder. network: TOML of further keys of its table. netns: the network
         namespace that is the node's host, whose lo is brought up; "" is ours. ipv6: pods have
-        addresses of it, too.
+        addresses of it, too. ready: networks made ahead of pods, which come and go by themselves;
+        None is the default of the settings.
         """
         self.name = f"{leaks.NAME_PREFIX}{session.session_id}n{next(_numbers)}"
         self.folder = Path(scope.folders[0], self.name)
@@ -128,6 +130,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
         Node.open.append(self)
         self.folder.mkdir()
+        network += "" if ready is None else f"\nready = {ready}"
         self.config.write_text(
             f'state_dir = "{self.state_dir}"\n'
             f'run_dir = "{self.run_dir}"\n'

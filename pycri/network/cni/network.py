@@ -42,6 +42,7 @@ from pycri.network.cni.gate import Gate
 from pycri.network.cni.operations import Operations, is_pinned
 from pycri.network.cni.plugins import PluginFailed, end_orphans
 from pycri.network.cni.results import list_interfaces
+from pycri.network.interface import Preparation
 from pycri.network.netlink import Netlink
 from pycri.state.database import Database
 from pycri.state.records import load_meta, save_meta
@@ -126,6 +127,10 @@ class CniNetwork:
         if cidr:
             text = render_ranges(parse_pod_cidr(cidr))
             await self._database.transact(lambda c: save_meta(c, POD_CIDR_KEY, text))
+
+    async def preparing(self, spec: PodSpec | None = None) -> Preparation | None:
+        """Return None: plugins are told of the pod, and are run when it is there."""
+        return None
 
     async def attach(
         self, pod_id: PodId, spec: PodSpec, netns_path: str, netlink_fd: int

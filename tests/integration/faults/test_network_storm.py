@@ -24,22 +24,26 @@ PORTS = range(20_000, 20_050)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("ready", [0, 4])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_storm_of_pods_and_kills_leaves_nothing(
-    seed: int, scope: leaks.Scope, request: pytest.FixtureRequest
+    seed: int, ready: int, scope: leaks.Scope, request: pytest.FixtureRequest
 ) -> None:
     pods: int = request.config.option.storm_pods
     with Namespace() as host:
-        node = Node(scope, netns=host.path, ipv6=True)
+        node = Node(scope, netns=host.path, ipv6=True, ready=ready)
         try:
             node.start()
             empty = host.run(ruleset)
             counts = storm(node, random.Random(seed), pods, fields)
             assert counts["run"] > pods / 2, counts
-            wait_until(lambda: not rows(node), what="no endpoint is on record")
-            wait_until(lambda: host.run(links) == {"lo", node.name}, what="no link is left")
-            assert host.run(ruleset) == empty, "no element is left"
-            assert os.listdir(node.run_dir / "ns") == [], "no namespace is left"
+            wait_until(lambda: len(rows(node)) == ready, what="no endpoint is on record")
+            pins = {pod_id for (pod_id,) in rows(node)}
+            assert set(os.listdir(node.run_dir / "ns")) == pins, "no namespace is left"
+            kept = {"lo", node.name[-9:], *(pod_id[:9] for pod_id in pins)}
+            wait_until(lambda: {n[-9:] for n in host.run(links)} == kept, what="no link is left")
+            assert ready or host.run(ruleset) == empty, "no element is left"
+            assert node.ask("network", "check") == ""
         finally:
             node.close()
         assert host.run(ruleset) == ""

@@ -44,6 +44,20 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.01)
 
 
+def run_in(path: str, call: Callable[[], T]) -> T:
+    """Call a function in the network namespace that is at `path`."""
+
+    def enter() -> T:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(fd, Clone.NEWNET)
+        finally:
+            os.close(fd)
+        return call()
+
+    return _in_thread(enter)
+
+
 class Namespace:
     """A network namespace; with `path` as its pin and `netlink_fd` as the spawner would pass it."""
 

@@ -76,6 +76,7 @@ def test_calls_stages_and_levels_are_told(exporting: Node, port: int, images: Im
     assert value(samples, "pycri_containers", state="exited") == 1
     assert value(samples, "pycri_container_ends_total", reason="Error") == 1
     assert value(samples, "pycri_ready", condition="NetworkReady") == 1
+    assert value(samples, "pycri_ready_networks") == 0
     assert value(samples, "pycri_images") == 1
     assert value(samples, "pycri_image_layers_bytes") > 100_000
     assert value(samples, "pycri_image_received_bytes_total") > 100_000

@@ -18,6 +18,7 @@ from pycri.pods.events import Events
 from pycri.pods.foundation import Foundation
 from pycri.pods.groups import Groups
 from pycri.pods.layout import Layout
+from pycri.pods.ready_networks import ReadyNetworks
 from pycri.pods.recovery import Recovery
 from pycri.pods.sandboxes import Sandboxes
 from pycri.pods.watch import ExitWatch
@@ -89,7 +90,8 @@ def compare(
             )
             # Neither has a part in it: no pod has an init, and links are the sweep's.
             pods, network = cast(Sandboxes, _NoInits()), cast(BridgeNetwork, None)
-            recovery = Recovery(foundation, pods, Endings(foundation), network)
+            ready = ReadyNetworks(foundation, network)
+            recovery = Recovery(foundation, pods, Endings(foundation), network, ready)
             await recovery.compare_tasks()
             return catalogue, spawner
         finally:
