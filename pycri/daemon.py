@@ -28,7 +28,7 @@ from pycri.images.policy import ImagePolicy
 from pycri.images.reference import NameDefaults
 from pycri.images.registry import RegistryClient
 from pycri.images.store import ImageRules, ImageStore
-from pycri.kernel.features import probe_host
+from pycri.kernel.features import probe_host, read_cpu_flags
 from pycri.logs import Log
 from pycri.model.host import HostFacts
 from pycri.model.ids import Digest
@@ -165,7 +165,7 @@ def _image_store(
     return ImageStore(
         Path(foundation.settings.images_dir),
         database,
-        platform=host_platform(os.uname().machine),
+        platform=host_platform(os.uname().machine, read_cpu_flags()),
         registry=registry,
         rules=_image_rules(foundation.settings.images),
         layers_in_use=layers_in_use,

@@ -38,6 +38,7 @@ from pycri.images.joining import JoinedTasks, finish
 from pycri.images.manifest import MOST_LAYERS, Descriptor
 from pycri.images.progress import Transfers
 from pycri.images.settler import settle_layer
+from pycri.images.slots import Slot, Slots
 from pycri.images.unpacker import unpack_layer
 from pycri.kernel.process import read_boot_id
 from pycri.kernel.trees import measure_tree, remove_tree
@@ -63,7 +64,7 @@ class LayerStore:
         self.transfers = Transfers()
         self._rows: dict[Digest, LayerRow] = {}
         self._fetches: JoinedTasks[Digest, None] = JoinedTasks()
-        self._slots = asyncio.Semaphore(_UNPACKS_AT_ONCE)
+        self._slots = Slots(_UNPACKS_AT_ONCE)
         self._moves = asyncio.Lock()
         self._removals: set[asyncio.Task[None]] = set()
 
@@ -192,11 +193,11 @@ class LayerStore:
                     raise
 
     async def _fetch(self, source: ContentSource, blob: Descriptor, diff_id: Digest) -> None:
-        async def unpack(partial: Path) -> LayerRow:
+        async def unpack(partial: Path, slot: Slot) -> LayerRow:
             with self.transfers.counting(source, diff_id) as counted:
-                return await unpack_layer(
-                    counted, blob, diff_id, partial, self._recipes / partial.name
-                )
+                patient = slot.lent_while_waiting(counted)
+                recipe, _ = self._beside(partial.name)
+                return await unpack_layer(patient, blob, diff_id, partial, recipe)
 
         try:
             await self._make(unpack)
@@ -209,17 +210,17 @@ class LayerStore:
         layers = (str(self.path(stack[-1])), *self.folders(stack[:-1]))
         claims = self.claims(stack[-1])
         try:
-            await self._make(lambda partial: settle_layer(stack, partial, claims, layers))
+            await self._make(lambda partial, _: settle_layer(stack, partial, claims, layers))
         except CorruptImage as error:
             raise CorruptImage(f"layer {stack[-1]}: {error}") from error
 
-    async def _make(self, work: Callable[[Path], Coroutine[Any, Any, LayerRow]]) -> None:
+    async def _make(self, work: Callable[[Path, Slot], Coroutine[Any, Any, LayerRow]]) -> None:
         """Make a folder, fill it with `work`, and publish what has come of it."""
         partial = self._directory / f".partial-{secrets.token_hex(8)}"
-        async with self._slots:
+        async with self._slots.taken() as slot:
             try:
                 await finish(asyncio.to_thread(os.mkdir, partial, 0o755))
-                await finish(self._publish(partial, await work(partial)))
+                await finish(self._publish(partial, await work(partial, slot)))
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise OutOfResources(f"no room for the layer: {error}") from error

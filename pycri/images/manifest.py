@@ -9,6 +9,7 @@ Source: OCI image-spec (image-index.md, manifest.md, config.md), Docker image ma
 """
 
 import re
+from collections.abc import Collection
 from typing import Final, TypeVar
 
 import msgspec
@@ -68,6 +69,32 @@ _RUNS: Final = {
     "arm64": Platform(os="linux", architecture="arm", variant="v8"),
 }
 """Architectures that run programs of another, which is taken where there is nothing else."""
+
+_MACHINES: Final = {
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", "v8"),
+    "armv8l": ("arm", "v8"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "armv5tel": ("arm", "v5"),
+    "armv5tejl": ("arm", "v5"),
+    "i386": ("386", ""),
+    "i586": ("386", ""),
+    "i686": ("386", ""),
+    "loongarch64": ("loong64", ""),
+}
+"""Machines of uname(2) whose names Go does not share: architecture and variant."""
+
+_LEVEL_FLAGS: Final = (
+    frozenset({"cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"}),
+    frozenset({"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"}),
+    frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+)
+"""What makes an amd64 v2, v3, v4, in the kernel's words (abm is LZCNT, pni SSE3).
+
+Source: x86-64 psABI, "Micro-Architecture Levels"; GOAMD64.
+"""
+_LAST_OF_V8: Final = 9
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -229,16 +256,17 @@ def _decode(body: bytes, kind: type[T], what: str) -> T:
         raise CorruptImage(f"the image's {what} cannot be read: {error}") from error
 
 
-def host_platform(machine: str) -> Platform:
-    """Return the platform of a node whose uname(2) machine is `machine`."""
-    known = {
-        "x86_64": ("amd64", ""),
-        "aarch64": ("arm64", "v8"),
-        "armv7l": ("arm", "v7"),
-        "armv6l": ("arm", "v6"),
-        "i686": ("386", ""),
-    }
-    architecture, variant = known.get(machine, (machine, ""))
+def host_platform(machine: str, cpu_flags: Collection[str] = ()) -> Platform:
+    """Return the platform of a node.
+
+    machine: of uname(2). cpu_flags: as in /proc/cpuinfo of x86; they tell the level of an amd64.
+    """
+    architecture, variant = _MACHINES.get(machine, (machine, ""))
+    if architecture == "amd64":
+        level = 1
+        while level - 1 < len(_LEVEL_FLAGS) and _LEVEL_FLAGS[level - 1].issubset(cpu_flags):
+            level += 1
+        variant = f"v{level}" if level > 1 else ""
     return Platform(os="linux", architecture=architecture, variant=variant)
 
 
@@ -279,9 +307,16 @@ def rank_platform(platform: Platform | None, host: Platform) -> Rank | None:
         if runs is None or runs.architecture != platform.architecture:
             return None
         others, host = 1, runs
-    offered, wanted = _level(platform), _level(host)
+    offered = _level(platform)
     # What was built for an older variant runs on a newer one, never the other way.
-    return (others, -offered[0], -offered[1]) if offered <= wanted else None
+    return (others, -offered[0], -offered[1]) if _runs_on(offered, _level(host)) else None
+
+
+def _runs_on(offered: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    if (offered[0], wanted[0]) == (8, 9):
+        # ARM v9.N has what v8.(N+5) has, up to v8.9.
+        return offered[1] <= min(wanted[1] + 5, _LAST_OF_V8)
+    return offered <= wanted
 
 
 def _level(platform: Platform) -> tuple[int, int]:

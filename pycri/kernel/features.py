@@ -120,3 +120,13 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def read_cpu_flags() -> frozenset[str]:
+    """Return what the first processor can do, in the kernel's words; none but on x86."""
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key.strip() == "flags":
+                return frozenset(value.split())
+    return frozenset()

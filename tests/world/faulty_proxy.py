@@ -76,6 +76,16 @@ class FaultyProxy(FaultyServer):
 
         return self._breaks(after, times, stall)
 
+    def drips(self, *, after: int) -> Handler:
+        """Return a fault: after so many bytes a few come now and then."""
+
+        async def drip(response: web.StreamResponse, request: web.Request) -> None:
+            while True:
+                await response.write(b"drop")
+                await asyncio.sleep(0.05)
+
+        return self._breaks(after, 1_000, drip)
+
     def truncates(self, *, after: int, times: int = 1_000) -> Handler:
         """Return a fault: the answer ends well after so many bytes, so many times."""
 

@@ -15,6 +15,7 @@ from aiohttp import web
 from pycri import errors
 from pycri.cri.api import runtime_v1_pb2 as cri
 from pycri.images import retrying
+from pycri.images.store import ImageStore
 from pycri.model.image import RegistryAuth
 from tests.world import session
 from tests.world.daemon import CALL_TIMEOUT_S, Node, wait_until
@@ -480,3 +481,49 @@ def test_a_pull_ends_when_the_last_client_that_joined_it_hangs_up(own_node: Node
         listener.settimeout(0.1)
         with pytest.raises(TimeoutError):
             listener.accept()
+
+
+async def wait_under_way(store: ImageStore, count: int) -> None:
+    for _ in range(2000):
+        if store.transfers.under_way == count:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{store.transfers.under_way} layers are under way")
+
+
+@pytest.mark.parametrize("how", ["stalls", "drips"])
+def test_registries_that_bring_little_keep_no_other_pull_waiting(
+    how: str, built: Image, registry: Registry, tmp_path: Path
+) -> None:
+    """More layers than there are slots for unpacking stand still, all in the middle."""
+    stuck = [
+        build_image(
+            [Layer().file(f"{number}-{layer}", os.urandom(SIZE)).tar() for layer in "abc"], {}
+        )
+        for number in range(4)
+    ]
+    for number, image in enumerate(stuck):
+        registry.push(image, f"tests/stuck-{number}")
+
+    async def main() -> None:
+        async with (
+            FaultyProxy.start(registry.address) as proxy,
+            open_store(tmp_path, stall_timeout_s=1000) as store,
+        ):
+            for image in stuck:
+                for blob in image.layers:
+                    fault = proxy.stalls if how == "stalls" else proxy.drips
+                    proxy.faults[blob] = fault(after=100_000)
+            names = [f"{proxy.address}/tests/stuck-{number}" for number in range(len(stuck))]
+            pulling = [asyncio.create_task(store.pull(name, None)) for name in names]
+            async with asyncio.timeout(20 * session.TIME_FACTOR):
+                await wait_under_way(store, 3 * len(stuck))
+                pulled = await store.pull(f"{registry.address}/tests/broken", None)
+            assert pulled.id == built.config and not any(task.done() for task in pulling)
+            for task in pulling:
+                task.cancel()
+            await asyncio.wait(pulling)
+            await store.remove(pulled.id)
+            await wait_for_layers(tmp_path, 0)
+
+    run(main())

@@ -92,6 +92,73 @@ def test_the_nearest_variant_that_the_host_can_run_is_chosen() -> None:
     assert chosen("x86_64", ("amd64", "v3"), ("amd64", "")) == 1
 
 
+V2 = ["cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"]
+V3 = [*V2, *["abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"]]
+V4 = [*V3, *["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]]
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "platform"),
+    [
+        ("x86_64", [], "linux/amd64"),
+        ("x86_64", ["sse2", "lm"], "linux/amd64"),
+        ("x86_64", V2, "linux/amd64/v2"),
+        ("x86_64", V2[1:], "linux/amd64"),
+        ("x86_64", V3, "linux/amd64/v3"),
+        ("x86_64", [flag for flag in V3 if flag != "abm"], "linux/amd64/v2"),
+        ("x86_64", [flag for flag in V4 if flag != "movbe"], "linux/amd64/v2"),
+        ("x86_64", V4, "linux/amd64/v4"),
+        ("x86_64", [*V4, "amx_tile"], "linux/amd64/v4"),
+        ("aarch64", V4, "linux/arm64/v8"),
+        ("armv8l", [], "linux/arm/v8"),
+        ("armv7l", [], "linux/arm/v7"),
+        ("armv6l", [], "linux/arm/v6"),
+        ("armv5tel", [], "linux/arm/v5"),
+        ("i586", V4, "linux/386"),
+        ("riscv64", [], "linux/riscv64"),
+        ("loongarch64", [], "linux/loong64"),
+    ],
+)
+def test_a_machine_is_a_platform_of_its_level(
+    machine: str, flags: list[str], platform: str
+) -> None:
+    assert str(host_platform(machine, flags)) == platform
+
+
+AMD64 = [("amd64", ""), ("amd64", "v2"), ("amd64", "v3"), ("amd64", "v4"), ("386", "")]
+ARM64 = [("arm64", "v8"), ("arm64", "v8.5"), ("arm64", "v8.6"), ("arm64", "v9"), ("arm64", "v9.2")]
+
+
+@pytest.mark.parametrize(
+    ("host", "offered", "place"),
+    [
+        (("amd64", ""), AMD64, 0),
+        (("amd64", "v2"), AMD64, 1),
+        (("amd64", "v3"), AMD64, 2),
+        (("amd64", "v4"), AMD64, 3),
+        (("amd64", "v3"), [("amd64", "v4"), ("amd64", "v1"), ("amd64", "v2")], 2),
+        (("amd64", "v3"), [("386", ""), ("amd64", "")], 1),
+        (("amd64", "v3"), [("amd64", "v4"), ("386", "")], 1),
+        (("arm64", "v8"), ARM64, 0),
+        (("arm64", "v8.6"), ARM64, 2),
+        (("arm64", "v9"), ARM64, 3),
+        (("arm64", "v9"), ARM64[:3], 1),
+        (("arm64", "v9.1"), ARM64[:3], 2),
+        (("arm64", "v9.4"), [("arm64", "v8.9"), ("arm64", "v8.2")], 0),
+        (("arm64", "v9"), [("arm", "v7"), ("arm", "v8"), ("arm", "v6")], 1),
+        (("arm64", "v8"), [("arm", "v5"), ("arm", "v6")], 1),
+        (("arm", "v8"), [("arm", ""), ("arm", "v6")], 0),
+        (("arm", "v6"), [("arm", ""), ("arm", "v5")], 1),
+    ],
+)
+def test_the_best_variant_that_the_host_runs_is_chosen(
+    host: tuple[str, str], offered: list[tuple[str, str]], place: int
+) -> None:
+    platform = Platform(os="linux", architecture=host[0], variant=host[1])
+    digest = choose_platform(index_of(*offered), platform, "web").digest
+    assert digest == index_of(*offered).manifests[place].digest
+
+
 def test_an_older_architecture_serves_where_there_is_nothing_else() -> None:
     assert chosen("x86_64", ("386", ""), ("amd64", "v1")) == 1
     assert chosen("x86_64", ("s390x", ""), ("386", ""), ("amd64", "v2")) == 1
