@@ -238,5 +238,5 @@ def _exits(facts: HostFacts) -> Finding:
     if facts.pidfd_exit_info:
         text = "survive the loss of the spawner"
         return Finding(subject="exit codes", verdict=Verdict.GOOD, text=text)
-    text = "of containers that end while the spawner is being replaced are lost (Linux < 6.15)"
+    text = "of containers that run when the spawner is lost will be unknown (Linux < 6.15)"
     return Finding(subject="exit codes", verdict=Verdict.LIMITED, text=text)
