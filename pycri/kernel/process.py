@@ -73,6 +73,17 @@ def reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def heed_signals() -> None:
+    """Give each signal that our starter had ignored its default action.
+
+    With nohup, or "&" of a shell, that is inherited by all we start: no hang-up would end them.
+    What Python itself ignores stays so.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def become_subreaper() -> None:
     """Adopt orphaned descendants (prctl(2) PR_SET_CHILD_SUBREAPER)."""
     prctl.set_child_subreaper(1)

@@ -30,6 +30,7 @@ def main() -> None:
     close_inherited((int(listener_fd),))
     listener = socket.socket(fileno=int(listener_fd))
     listener.set_inheritable(False)
+    process.heed_signals()
     process.become_subreaper()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     # We keep three or four descriptors a container; they get the limit that we were given.

@@ -2,6 +2,8 @@
 """What a container's first process finds: arguments, environment, user, files, rights."""
 
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ import pytest
 
 from tests.world.daemon import Node, is_running, refused, wait_until
 from tests.world.images import PATH, Images
+
+NOHUP_IGNORES = (signal.SIGHUP, signal.SIGQUIT)
+"""What nohup does, and what a shell does for a program in the background."""
+IGNORES_NOTHING = f"SigIgn:\t{0:016x}\n"
 
 
 @pytest.mark.parametrize(
@@ -270,6 +276,24 @@ def test_everything_in_a_container_ends_with_its_first_process(node: Node, image
 
 
 @pytest.mark.skipif(Path("/sys/fs/selinux/class").exists(), reason="this host has SELinux")
+def test_signals_that_the_daemon_was_started_to_ignore_are_not_ignored_in_containers(
+    make_node: Callable[..., Node], images: Images
+) -> None:
+    """Started by nohup, pycri passed that on: no exec ended when its client hung up."""
+    command = ["grep", "SigIgn", "/proc/1/status"]
+    nohup = {number: signal.signal(number, signal.SIG_IGN) for number in NOHUP_IGNORES}
+    try:
+        node = make_node()
+    finally:
+        for number, before in nohup.items():
+            signal.signal(number, before)
+    pod = node.run_pod("heeds")
+    assert node.run_to_end(pod, images["busybox"], command=command) == IGNORES_NOTHING
+    container = node.run_container(pod, images["busybox"], name="b", command=["sleep", "600"])
+    command[-1] = "/proc/self/status"
+    assert node.exec(container, *command).stdout.decode() == IGNORES_NOTHING
+
+
 def test_a_selinux_label_is_refused_where_there_is_no_selinux(node: Node, images: Images) -> None:
     label = {"selinux_options": {"level": "s0:c1,c2"}}
     field = "config.linux.security_context.selinux_options"
