@@ -17,7 +17,7 @@ from pycri.errors import NotFound
 from pycri.model.container import ContainerRecord
 from pycri.model.events import Event, EventKind, container_events, pod_events
 from pycri.model.ids import ContainerId, PodId
-from pycri.model.pod import PodRecord
+from pycri.model.pod import PodRecord, Stage
 from pycri.state.database import Database
 from pycri.state.records import (
     delete_container,
@@ -145,6 +145,14 @@ class Catalogue:
             self._containers[container_id] = container
             self._tell_container(old, container)
         return container
+
+    def note_timeline(self, container_id: ContainerId, timeline: tuple[Stage, ...]) -> None:
+        """Show where the time of a creation went; it is stored with the next change.
+
+        Of a container whose id nobody has been told yet, so there is no change beside it.
+        """
+        record = self.container(container_id)
+        self._containers[container_id] = with_facts(record, timeline=timeline)
 
     async def remove_container(self, container_id: ContainerId) -> None:
         """Forget a container; its name is free again."""

@@ -227,10 +227,7 @@ class Containers:
             with timeline.stage("folders"):
                 user_ids = pod.spec.namespaces.user
                 await asyncio.to_thread(self._layout.make_container, record.id, user_ids, bundle)
-                stages = timeline.stages()
-                await self._catalogue.change_container(
-                    record.id, lambda old: with_facts(old, timeline=stages)
-                )
+            self._catalogue.note_timeline(record.id, timeline.stages())
 
     async def _remove_folders(self, container_id: ContainerId) -> None:
         await asyncio.to_thread(self._layout.remove_container, container_id)

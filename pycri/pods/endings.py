@@ -70,7 +70,9 @@ class Endings:
         async with self.lock(container_id):
             container = self._catalogue.container(container_id)
             if container.state is not ContainerState.EXITED:
-                kills = await asyncio.to_thread(self._end_processes, container.cgroup)
+                if self._groups.processes(container.cgroup):
+                    await asyncio.to_thread(self._end_processes, container.cgroup)
+                kills = self._groups.oom_kills(container.cgroup)
                 kills -= self._kills_before_stop.pop(container_id, 0)
                 await run_poststop(container, self._layout)
                 await self._record_end(container, record, oom_killed=kills > 0)
@@ -115,7 +117,9 @@ class Endings:
     ) -> None:
         task = TaskId(container.id)
         if container.id not in self._kills_before_stop:
-            kills = await asyncio.to_thread(self._groups.oom_kills, container.cgroup)
+            # Here and in `finish`: a group's counter and list of processes are read from memory,
+            # which takes less than to ask a thread to.
+            kills = self._groups.oom_kills(container.cgroup)
             self._kills_before_stop[container.id] = kills
         if patient:
             await self._spawner.signal(task, container.stop_signal)
@@ -158,16 +162,9 @@ class Endings:
         )
         _log.info("container ended", container=container.id, exit_code=code, reason=reason)
 
-    def _end_processes(self, cgroup: str) -> int:
-        """Returns how many processes of the group the kernel had killed for lack of memory.
-
-        The group of the one killed counts, whether its own limit, the pod's or the node's was
-        reached.
-        """
-        kills = self._groups.oom_kills(cgroup)
+    def _end_processes(self, cgroup: str) -> None:
         if not self._groups.kill(cgroup):
             _log.warning("processes do not die", cgroup=cgroup)
-        return kills
 
     def _remove_group(self, cgroup: str) -> None:
         if not self._groups.remove(cgroup):

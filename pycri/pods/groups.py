@@ -42,7 +42,8 @@ class Groups:
         return True
 
     def oom_kills(self, path: str) -> int:
-        """Return how many processes of the group the kernel killed for lack of memory."""
+        """Return how many processes of the group the kernel killed for lack of memory: whether its
+        own limit, the pod's or the node's was reached."""
         count = cgroup2.oom_kills if self._host.cgroup_version == 2 else cgroup1.oom_kills
         return count(self._hierarchy("memory") + path)
 
