@@ -55,7 +55,9 @@ from pycri.wire.messages import (
 
 _log = Log("spawner")
 _HELLO_DEADLINE_S = 10.0
-_REPLACE_PAUSE_S = 1.0
+_REPLACE_PAUSES_S = (0.01, 0.1, 1.0)
+"""Before each further try; the last for ever. A child that a dying spawner has just forked listens
+in its place for the moment that it takes to close what it inherited."""
 
 T = TypeVar("T")
 
@@ -301,6 +303,7 @@ class SpawnerClient:
 
     async def _replace(self) -> None:
         """Connect to a spawner that lives, or start one, until one answers."""
+        pauses = iter(_REPLACE_PAUSES_S)
         while True:
             try:
                 sock = launch.connect(self._settings)
@@ -311,7 +314,7 @@ class SpawnerClient:
             except (OSError, Unavailable) as error:
                 _log.exception("cannot replace the spawner", error)
                 self._disconnect("the spawner cannot be replaced")
-                await asyncio.sleep(_REPLACE_PAUSE_S)
+                await asyncio.sleep(next(pauses, _REPLACE_PAUSES_S[-1]))
         _log.warning("spawner replaced", pid=self.pid)
         if self.on_replaced:
             await self.on_replaced()

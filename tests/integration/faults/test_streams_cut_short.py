@@ -57,7 +57,9 @@ def wait_alone(node: Node, container: str) -> None:
     )
     below = f"{node.name}/*/{container}/exec-*"
     root = Path("/sys/fs/cgroup")
-    assert not [*root.glob(below), *root.glob(f"*/{below}")]
+    wait_until(
+        lambda: not [*root.glob(below), *root.glob(f"*/{below}")], what="the end of their groups"
+    )
 
 
 @both_transports

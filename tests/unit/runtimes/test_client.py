@@ -112,7 +112,7 @@ def test_a_spawner_that_dies_before_it_answers_is_replaced_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two replacements at once cut each other's connections."""
-    monkeypatch.setattr(client, "_REPLACE_PAUSE_S", 0.01)
+    monkeypatch.setattr(client, "_REPLACE_PAUSES_S", (0.01,))
     monkeypatch.setattr(client, "_HELLO_DEADLINE_S", 0.3)
 
     async def body() -> None:
