@@ -47,14 +47,15 @@ def _inherit(directory: str, name: str) -> str:
     return content
 
 
-def join(directory: str) -> None:
-    """Move the calling process, which must have one thread, into the group.
+def open_door(directory: str) -> int:
+    """Open the file by which a process of one thread joins the group: by writing b"0" there.
 
-    By `tasks` instead of `cgroup.procs`: for the calling thread alone the kernel skips the lock
-    that keeps whole processes still, whose first taker waits for an RCU grace period. Measured for
-    nine hierarchies: 0.5 ms instead of 11 (cgroup_procs_write_start in kernel/cgroup/cgroup.c).
+    Returns a descriptor, close-on-exec, caller closes. It is `tasks` instead of
+    `cgroup.procs`: for the calling thread alone the kernel skips the lock that keeps whole
+    processes still, whose first taker waits for an RCU grace period. Measured for nine hierarchies:
+    0.5 ms instead of 11 (cgroup_procs_write_start in kernel/cgroup/cgroup.c).
     """
-    cgroups.write(f"{directory}/tasks", "0")
+    return os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def allow_devices(directory: str, rules: tuple[DeviceRule, ...]) -> None:

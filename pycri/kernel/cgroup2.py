@@ -29,9 +29,12 @@ def create(directory: str, root: str, controllers: tuple[str, ...]) -> None:
         os.makedirs(current, exist_ok=True)
 
 
-def join(directory: str) -> None:
-    """Move the calling process into the group."""
-    cgroups.write(f"{directory}/cgroup.procs", "0")
+def open_door(directory: str) -> int:
+    """Open the file by which a process joins the group: by writing b"0" there.
+
+    Returns a descriptor, close-on-exec, caller closes.
+    """
+    return os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
 
 def kill(directory: str) -> None:

@@ -94,6 +94,11 @@ def hide_from_tracing() -> None:
     prctl.set_dumpable(0)
 
 
+def set_name(name: str) -> None:
+    """Set the name that ps shows beside the command line, until execve; at most 15 bytes."""
+    prctl.set_name(name)
+
+
 def leave_keyring() -> None:
     """Leave the session keyring, which is our parent's and may hold keys of the host's, for an
     empty one (session-keyring(7)). A kernel without keys is fine."""

@@ -10,18 +10,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from pycri.kernel import namespaces, process
 from pycri.kernel.fds import close_all, close_inherited
 from pycri.kernel.syscalls import Clone, setns, unshare
 from pycri.model.ids import TaskId
-from pycri.model.plan import ContainerPlan, ExecPlan, SandboxPlan
-from pycri.spawner.enter import start_exec
-from pycri.spawner.init import start_container
+from pycri.spawner.orders import await_order, perform
 from pycri.spawner.report import Report
-from pycri.spawner.sandbox import start_sandbox
 from pycri.spawner.surroundings import Surroundings
 from pycri.spawner.tasks import Task, new_task
 from pycri.wire.channel import Channel
@@ -29,11 +26,15 @@ from pycri.wire.messages import (
     FROM_CHILD,
     Broken,
     ChildMessage,
+    Exec,
     Failed,
     Moved,
+    Order,
     Reached,
     Ready,
     StageMark,
+    StartContainer,
+    StartSandbox,
 )
 
 DEV_NULL = "/dev/null"
@@ -171,28 +172,39 @@ class Nursery:
         self._around = around
         self._forget = forget
         self._births: dict[int, Birth] = {}
+        self._waiting: tuple[int, Channel] | None = None
+        self._is_wanted = False
         self._own_pid_namespace = namespaces.open_own("pid")
 
-    def sandbox(self, plan: SandboxPlan) -> Birth:
-        """Fork the child that makes a pod's namespaces, for a shared one as its first process."""
-        stdio = Stdio(terminal=True)
-        mode = "new" if plan.init else "host"
-        return self._fork(stdio, mode, -1, partial(start_sandbox, plan, self._around))
+    @property
+    def wants_child(self) -> bool:
+        """True when it is time to call `prepare`: something was asked for, and nothing is now."""
+        return self._is_wanted and self._waiting is None and not self._births
 
-    def container(self, plan: ContainerPlan, target: int) -> Birth:
-        """Fork a container's init. target: pidfd of whose pid namespace to join, or -1."""
-        wanted = ("stdin",) if plan.stdin else ()
-        stdio = Stdio(terminal=plan.process.terminal, wanted=("stdout", "stderr", *wanted))
-        child = partial(start_container, plan, target, stdio.ends, self._around)
-        # With hooks the child goes there by itself, later: they are not run in it (`hooks.py`).
-        mode = "host" if plan.hooks else plan.pid_namespace
-        return self._fork(stdio, mode, target, child)
+    def prepare(self) -> None:
+        """Fork the child that waits for the next order (`orders.py`)."""
+        self._is_wanted = False
+        self._waiting = self._fork(
+            (), lambda channel, report: await_order(channel, self._around, report)
+        )
 
-    def exec(self, plan: ExecPlan, target: int) -> Birth:
-        """Fork a further process of the container whose pidfd is `target`."""
-        stdio = Stdio(terminal=plan.process.terminal, wanted=plan.streams)
-        child = partial(start_exec, plan, target, stdio.ends, self._around)
-        return self._fork(stdio, "join", target, child)
+    def begin(self, order: Order, target: int) -> Birth:
+        """Have an order performed by a child. target: pidfd of whose pid namespace to join, or -1.
+
+        Raises: OSError if there can be no child.
+        """
+        stdio = _make_stdio(order)
+        self._is_wanted = True
+        try:
+            pid, channel = self._hand_over(order, stdio, target) or self._fork_for(
+                order, stdio, target
+            )
+        except OSError:
+            stdio.close()
+            raise
+        stdio.close_child()
+        birth = self._births[pid] = Birth(pid, channel, stdio)
+        return birth
 
     def find(self, pid: int) -> Birth | None:
         """Return the birth whose process has, or had before it moved, this pid, if not settled.
@@ -205,6 +217,12 @@ class Nursery:
         moved = (birth for birth in self._births.values() if birth.pid == pid)
         return self._births.get(pid) or next(moved, None)
 
+    def lose(self, pid: int) -> None:
+        """Take note that a child has ended, which may be the one that waited."""
+        if self._waiting is not None and self._waiting[0] == pid:
+            self._waiting[1].close()
+            self._waiting = None
+
     def abandon(self) -> None:
         """Kill all that have not executed yet; each then fails and is cleaned up as ever."""
         for birth in self._births.values():
@@ -215,48 +233,78 @@ class Nursery:
         """Forget a birth that has settled."""
         self._births = {pid: other for pid, other in self._births.items() if other is not birth}
 
+    def _hand_over(self, order: Order, stdio: Stdio, target: int) -> tuple[int, Channel] | None:
+        """Give the order to the child that waits. Returns None if there is none, or not any more.
+
+        Who is to be the first of a pid namespace must be born there.
+        """
+        if self._waiting is None or _is_first(order):
+            return None
+        pid, channel = self._waiting
+        self._waiting = None
+        try:
+            channel.send(order, (*stdio.ends, *((target,) if target >= 0 else ())))
+        except OSError:
+            channel.close()
+            return None
+        return pid, channel
+
+    def _fork_for(self, order: Order, stdio: Stdio, target: int) -> tuple[int, Channel]:
+        def work(_: Channel, report: Report) -> None:
+            perform(order, stdio.ends, target, self._around, report)
+
+        with self._next_child_first() if _is_first(order) else nullcontext():
+            return self._fork((*stdio.child, target), work)
+
     def _fork(
-        self, stdio: Stdio, mode: str, target: int, work: Callable[[Report], object]
-    ) -> Birth:
+        self, fds: Sequence[int], work: Callable[[Channel, Report], object]
+    ) -> tuple[int, Channel]:
+        """Fork a child that has `fds` and does `work`. Returns its pid and the way to it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        around = self._around
-        keep = (theirs.fileno(), *stdio.child, target, around.empty_mounts_fd, around.pod_init_fd)
+        keep = (theirs.fileno(), *fds, self._around.empty_mounts_fd, self._around.pod_init_fd)
 
         def child() -> None:
             self._forget()
             close_inherited(keep)
-            _report_work(Report(Channel(theirs)), work)
+            channel = Channel(theirs)
+            _report_work(Report(channel), partial(work, channel))
 
         try:
-            with self._next_child_in(mode):
-                pid = process.fork(child)
+            pid = process.fork(child)
         except OSError:
-            stdio.close()
             ours.close()
             raise
         finally:
             theirs.close()
-        stdio.close_child()
         ours.settimeout(0)
-        birth = self._births[pid] = Birth(pid, Channel(ours), stdio)
-        return birth
+        return pid, Channel(ours)
 
     @contextmanager
-    def _next_child_in(self, mode: str) -> Iterator[None]:
-        """Let the next fork be born in another pid namespace, ours only again afterwards.
+    def _next_child_first(self) -> Iterator[None]:
+        """Let the next fork be born as the first of a new pid namespace; ours again afterwards.
 
-        unshare and setns of a pid namespace change that of later children (pid_namespaces(7)),
-        so one fork does what runtimes with a fixed namespace need two for. Where others live
-        already the child goes by itself, late (`moving.py`).
+        unshare and setns of a pid namespace change that of later children (pid_namespaces(7)).
         """
-        if mode != "new":
-            yield
-            return
         unshare(Clone.NEWPID)
         try:
             yield
         finally:
             setns(self._own_pid_namespace, Clone.NEWPID)
+
+
+def _make_stdio(order: Order) -> Stdio:
+    match order:
+        case StartSandbox():
+            return Stdio(terminal=True)
+        case StartContainer(plan=plan):
+            wanted = ("stdin",) if plan.stdin else ()
+            return Stdio(terminal=plan.process.terminal, wanted=("stdout", "stderr", *wanted))
+        case Exec(plan=exec_plan):
+            return Stdio(terminal=exec_plan.process.terminal, wanted=exec_plan.streams)
+
+
+def _is_first(order: Order) -> bool:
+    return isinstance(order, StartSandbox) and order.plan.init
 
 
 def _report_work(report: Report, work: Callable[[Report], object]) -> None:

@@ -14,7 +14,7 @@ from pycri.kernel.syscalls import Clone, setns
 from pycri.model.plan import ExecPlan
 from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute, set_limits
-from pycri.spawner.init import enter_cgroups
+from pycri.spawner.joining import Groups
 from pycri.spawner.mapped import give_to_root
 from pycri.spawner.moving import choose_pid_namespace, go_on
 from pycri.spawner.report import Report
@@ -32,7 +32,7 @@ def start_exec(
 ) -> NoReturn:
     """Run in the forked child."""
     process.hide_from_tracing()
-    enter_cgroups(plan.cgroup, report, around)
+    groups = Groups.make(plan.cgroup, report, around)
     report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
@@ -42,6 +42,7 @@ def start_exec(
     _join(plan, pidfd, stdio, report)
 
     def finish() -> NoReturn:
+        groups.join(report)
         ends = _open_terminal(report) if plan.process.terminal else stdio
         execute(plan.process, ends, report, around, confinement)
 

@@ -10,22 +10,14 @@ import os
 from functools import partial
 from typing import NoReturn
 
-from pycri.kernel import (
-    cgroup1,
-    cgroup2,
-    cgroups,
-    device_filter,
-    mounts,
-    namespaces,
-    process,
-    terminal,
-)
+from pycri.kernel import mounts, namespaces, process, terminal
 from pycri.kernel.paths import make_file_beneath
 from pycri.kernel.syscalls import Clone, setns, unshare
-from pycri.model.plan import CgroupPlan, ContainerPlan
+from pycri.model.plan import ContainerPlan
 from pycri.spawner.confinement import Confinement
 from pycri.spawner.execute import execute, set_limits
 from pycri.spawner.hooks import HookRunner, run_in_container
+from pycri.spawner.joining import Groups
 from pycri.spawner.mapped import MappedSources, enter, give_to_root
 from pycri.spawner.moving import choose_pid_namespace, go_on
 from pycri.spawner.report import Report
@@ -48,7 +40,10 @@ def start_container(
     target: pidfd of whose pid namespace to join, if the plan joins one.
     """
     process.hide_from_tracing()
-    enter_cgroups(plan.cgroup, report, around)
+    groups = Groups.make(plan.cgroup, report, around)
+    if plan.new_namespaces:
+        # A new cgroup namespace shows as its root the group that its maker is in.
+        groups.join(report)
     report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
     process.write_oom_score_adj(plan.process.oom_score_adj)
     report.reached("cgroup")
@@ -63,6 +58,7 @@ def start_container(
 
     def finish() -> NoReturn:
         root_fd = apply_steps(plan.steps, trees, root, report)
+        groups.join(report)
         if runner is not None:
             runner.run(root_fd, report)
         ends = _open_terminal(root_fd, report) if plan.process.terminal else stdio
@@ -72,10 +68,8 @@ def start_container(
     set_limits(plan.process, around, report)
     if plan.pid_namespace == "join":
         choose_pid_namespace(target, report)
-    elif plan.pid_namespace == "new" and runner is not None:
+    elif plan.pid_namespace == "new":
         namespaces.make_namespaces(("pid",))
-    else:
-        finish()
     go_on(report, finish)
 
 
@@ -133,40 +127,6 @@ def _make_log(path: str) -> None:
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     os.close(os.open(path, flags, 0o640))
-
-
-def enter_cgroups(plan: CgroupPlan, report: Report, around: Surroundings) -> None:
-    """Make the groups, write their limits, join them."""
-    for directory in plan.existing:
-        report.doing(f"join cgroup {directory}")
-        _join_cgroup(directory, plan)
-    for directory in plan.directories:
-        report.doing(f"cgroup {directory}")
-        _make_cgroup(directory, plan, around)
-    for path, value in plan.writes:
-        report.doing(f"write {value!r} to {path}")
-        cgroups.write(path, value)
-    for directory in plan.directories:
-        report.doing(f"join cgroup {directory}")
-        _join_cgroup(directory, plan)
-
-
-def _join_cgroup(directory: str, plan: CgroupPlan) -> None:
-    join = cgroup2.join if plan.version == 2 else cgroup1.join
-    join(directory)
-
-
-def _make_cgroup(directory: str, plan: CgroupPlan, around: Surroundings) -> None:
-    if plan.nested:
-        os.mkdir(directory)
-    elif plan.version == 2:
-        cgroup2.create(directory, around.cgroup2_root, plan.controllers)
-        if plan.device_rules is not None:
-            device_filter.attach(directory, plan.device_rules)
-    else:
-        cgroup1.create(directory)
-        if plan.device_rules is not None and os.path.exists(f"{directory}/devices.allow"):
-            cgroup1.allow_devices(directory, plan.device_rules)
 
 
 def _open_terminal(root_fd: int, report: Report) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from pycri.kernel import capabilities, idmaps, mounts, namespaces, process
 from pycri.kernel.syscalls import Clone, sethostname, setns, unshare
 from pycri.model.plan import PinNamespace, SandboxPlan
 from pycri.model.security import IdMappings
-from pycri.spawner.init import enter_cgroups
+from pycri.spawner.joining import Groups
 from pycri.spawner.report import Report
 from pycri.spawner.surroundings import Surroundings
 
@@ -28,7 +28,7 @@ def start_sandbox(plan: SandboxPlan, around: Surroundings, report: Report) -> No
     process.hide_from_tracing()
     os.setsid()
     if plan.init:
-        enter_cgroups(plan.cgroup, report, around)
+        Groups.make(plan.cgroup, report, around).join(report)
     if plan.user_namespace is None:
         _make(plan, report)
         _pin(plan, report)

@@ -23,6 +23,7 @@ from pycri.kernel.sockets import open_tcp_sockets_in
 from pycri.model.ids import TaskId
 from pycri.spawner.births import Birth, Nursery
 from pycri.spawner.ends import Ends
+from pycri.spawner.orders import target_of
 from pycri.spawner.pumps import Pump
 from pycri.spawner.relays import Relays
 from pycri.spawner.surroundings import Surroundings
@@ -46,6 +47,7 @@ from pycri.wire.messages import (
     Hello,
     ListTasks,
     OpenSockets,
+    Order,
     Quit,
     Reopened,
     ReopenLog,
@@ -61,6 +63,7 @@ from pycri.wire.messages import (
 )
 
 _TICK_S = 0.01
+_REST_S = 0.001  # the way of an answer to its client; then it is time to fork a child ahead
 
 
 class Spawner:
@@ -94,7 +97,12 @@ class Spawner:
             self._turn()
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(_TICK_S if self._ends.waiting else None):
+        rests = self._nursery.wants_child
+        timeout_s = _TICK_S if self._ends.waiting else None
+        ready = self._selector.select(_REST_S if rests else timeout_s)
+        if rests and not ready:
+            self._nursery.prepare()
+        for key, _ in ready:
             # An earlier handler of this turn may have closed it, and its number may be reused.
             current = self._selector.get_map().get(key.fd)
             if current is None or current.data is not key.data:
@@ -201,27 +209,17 @@ class Spawner:
     def _refuse(self, request: int, kind: str, step: str, reason: str, errno: int = 0) -> None:
         self._send(Failed(request=request, kind=kind, step=step, errno=errno, reason=reason))
 
-    def _begin(self, message: StartSandbox | StartContainer | Exec) -> None:
+    def _begin(self, message: Order) -> None:
         request = message.request
         try:
-            match message:
-                case StartSandbox():
-                    birth = self._nursery.sandbox(message.plan)
-                    birth.settle = lambda: self._sandbox_settled(message, birth)
-                case StartContainer():
-                    target = self._pidfd_of(message.plan.pid_target)
-                    birth = self._nursery.container(message.plan, target)
-                    birth.settle = lambda: self._container_settled(message, birth)
-                case Exec():
-                    target = self._pidfd_of(message.plan.container)
-                    birth = self._nursery.exec(message.plan, target)
-                    birth.settle = lambda: self._exec_settled(message, birth)
+            birth = self._nursery.begin(message, self._pidfd_of(target_of(message)))
         except LookupError as error:
             self._refuse(request, "state", "fork", str(error))
             return
         except OSError as error:
             self._refuse(request, "setup", "fork", error.strerror or "", error.errno or 0)
             return
+        birth.settle = lambda: self._settled(message, birth)
         self._watch(birth.channel, lambda: self._read_birth(birth))
 
     def _pidfd_of(self, task_id: TaskId | None) -> int:
@@ -261,8 +259,6 @@ class Spawner:
         self._pump.close()
         self._quitting = True
 
-    # births
-
     def _read_birth(self, birth: Birth) -> None:
         if birth.read():
             self._settle(birth)
@@ -275,10 +271,19 @@ class Spawner:
         finally:
             birth.close()
 
-    def _sandbox_settled(self, message: StartSandbox, birth: Birth) -> None:
+    def _settled(self, message: Order, birth: Birth) -> None:
         if birth.failed:
             self._send(birth.failure(message.request))
             return
+        match message:
+            case StartSandbox():
+                self._sandbox_settled(message, birth)
+            case StartContainer():
+                self._container_settled(message, birth)
+            case Exec():
+                self._exec_settled(message, birth)
+
+    def _sandbox_settled(self, message: StartSandbox, birth: Birth) -> None:
         init_pid = None
         if message.plan.init:
             task = birth.become_task(message.plan.id, "init", "")
@@ -289,9 +294,6 @@ class Spawner:
         self._send(SandboxStarted(request=message.request, init_pid=init_pid, marks=marks), network)
 
     def _container_settled(self, message: StartContainer, birth: Birth) -> None:
-        if birth.failed:
-            self._send(birth.failure(message.request))
-            return
         task = birth.become_task(message.plan.id, "container", message.plan.log_path)
         self._add(task)
         self._send(
@@ -305,9 +307,6 @@ class Spawner:
         )
 
     def _exec_settled(self, message: Exec, birth: Birth) -> None:
-        if birth.failed:
-            self._send(birth.failure(message.request))
-            return
         self._ends.expect_exec(birth.pid, message.plan.id)
         streams = birth.streams()
         self._send(
@@ -345,6 +344,7 @@ class Spawner:
         except BlockingIOError:
             pass
         while (pid := self._ends.next_ended()) is not None:
+            self._nursery.lose(pid)
             birth = self._nursery.find(pid)
             if birth is not None:
                 birth.read()

@@ -10,6 +10,7 @@ asking side and come back in the answer; messages without one are events.
     spawner ──▶ daemon   Welcome, SandboxStarted, TaskStarted, Attached, Sockets, Tasks, Done,
                          Failed; events Exited, Welcome
     child ──▶ spawner    Reached, Broken, Moved, Ready; end-of-file after Ready means "executing"
+    spawner ──▶ child    StartSandbox, StartContainer, Exec
     spawner ──▶ monitor  Keep, Finish, Reopen, Copy, CloseStdin, Drop, HandOver
     monitor ──▶ spawner  Kept, HandedOver, Finished, Reopened, Copied
 
@@ -270,6 +271,12 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
 
 ChildMessage = Reached | Broken | Moved | Ready
 
+# spawner -> child that waits
+
+Order = StartSandbox | StartContainer | Exec
+"""As it came from the daemon. Descriptors: the child's stdin, stdout, stderr; the pidfd of whose
+pid namespace to join, if any."""
+
 # spawner -> monitor
 
 
@@ -354,5 +361,6 @@ MonitorReply = Kept | HandedOver | Finished | Reopened | Copied
 FROM_DAEMON: msgspec.msgpack.Decoder[DaemonMessage] = msgspec.msgpack.Decoder(DaemonMessage)
 FROM_SPAWNER: msgspec.msgpack.Decoder[SpawnerMessage] = msgspec.msgpack.Decoder(SpawnerMessage)
 FROM_CHILD: msgspec.msgpack.Decoder[ChildMessage] = msgspec.msgpack.Decoder(ChildMessage)
+TO_CHILD: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 TO_MONITOR: msgspec.msgpack.Decoder[MonitorCommand] = msgspec.msgpack.Decoder(MonitorCommand)
 FROM_MONITOR: msgspec.msgpack.Decoder[MonitorReply] = msgspec.msgpack.Decoder(MonitorReply)

@@ -137,6 +137,17 @@ def _carries_mark(process: _Process, scope: Scope) -> bool:
     return False
 
 
+def _waits_for_work(process: _Process, everyone: dict[int, _Process]) -> bool:
+    """Tell whether it is the child that a living spawner has ahead, or just had."""
+    parent = everyone.get(process.parent)
+    if parent is None or "pycri.spawner" not in parent.command:
+        return False
+    try:
+        return Path(f"/proc/{process.pid}/comm").read_text() == "pycri-waiting\n"
+    except OSError:
+        return True
+
+
 def read_processes(scope: Scope) -> Things:
     """Processes of this session, zombies too."""
     everyone = _all_processes()
@@ -148,6 +159,7 @@ def read_processes(scope: Scope) -> Things:
         if process.pid != os.getpid()
         and process.pid not in scope.adopted
         and _is_ours(process, everyone, scope)
+        and not _waits_for_work(process, everyone)
     }
 
 

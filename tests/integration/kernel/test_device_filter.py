@@ -33,7 +33,7 @@ def outcomes(group: str, folder: Path, rules: tuple[DeviceRule, ...]) -> str:
     results = folder / "results"
 
     def child() -> None:
-        cgroup2.join(group)
+        os.write(cgroup2.open_door(group), b"0")
         done = ""
         for letter, path, flags in (
             ("r", "/dev/null", os.O_RDONLY),
