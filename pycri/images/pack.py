@@ -32,6 +32,7 @@ from pycri.images.tree_digest import digest_tree
 from pycri.images.unpack import FULL_DISK
 from pycri.images.unpacking import MOST_BYTES, OPAQUE
 from pycri.kernel.paths import open_beneath
+from pycri.kernel.priority import work_behind
 
 _PIECE: Final = 1024 * 1024
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -250,6 +251,7 @@ def _answer(
 
 def main() -> None:
     """Do as the arguments say; print what came of it. A bad layer is an answer, not a failure."""
+    work_behind()
     answer: dict[str, int | str]
     try:
         answer = _answer(*sys.argv[1:])

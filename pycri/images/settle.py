@@ -27,6 +27,7 @@ from pycri.images.directories import Directories
 from pycri.images.merged import Entry, look, open_root, resolve
 from pycri.images.unpack import FULL_DISK
 from pycri.images.writeback import sync_and_measure
+from pycri.kernel.priority import work_behind
 from pycri.kernel.trees import Measure
 
 _PAGE: Final = 4096
@@ -132,6 +133,7 @@ def settle(folder: str, claims: str, layers: tuple[str, ...]) -> Measure:
 
 def main() -> None:
     """Do as the arguments say; print what came of it. A bad layer is an answer, not a failure."""
+    work_behind()
     os.umask(0)
     folder, claims, *layers = sys.argv[1:]
     answer: dict[str, int | str]

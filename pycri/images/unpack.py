@@ -31,6 +31,7 @@ from pycri.images.recipes import RecipeWriter
 from pycri.images.tree_digest import digest_tree
 from pycri.images.unpacking import MOST_BYTES, Unpacking
 from pycri.images.writeback import sync_and_measure, written_back
+from pycri.kernel.priority import work_behind
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -96,6 +97,7 @@ def unpack_blob(
 
 def main() -> None:
     """Unpack standard input; print what came of it. A bad layer is an answer, not a failure."""
+    work_behind()
     os.umask(0)
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     answer: dict[str, int | str]

@@ -52,11 +52,13 @@ _openat2 = syscall(_int, _char_p, _void_p, _size)
 _mount_setattr = syscall(_int, _char_p, _uint, _void_p, _size)
 _pivot_root = syscall(_char_p, _char_p)
 _keyctl = syscall(_int, _ulong)
+_ioprio_set = syscall(_int, _int, _int)
 _seccomp = syscall(_uint, _uint, _void_p)
 _capset = prototype("capset", _int, _void_p, _void_p)
 
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}[os.uname().machine]
 _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
 
 
@@ -262,6 +264,14 @@ def sethostname(name: str) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2): write back the whole file system that `fd` is on; borrows it."""
     check(_syncfs(fd))
+
+
+_IOPRIO_WHO_PROCESS = 1
+
+
+def ioprio_set(priority: int) -> None:
+    """ioprio_set(2) of the calling thread: class << 13 | level."""
+    check(_ioprio_set(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, priority))
 
 
 SPLICE_F_NONBLOCK = 2

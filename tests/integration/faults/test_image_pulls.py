@@ -345,7 +345,7 @@ def test_an_unpack_process_that_is_killed_fails_its_pull(tmp_path: Path) -> None
             registry.faults[image.config] = registry.serve_open
             pull = asyncio.create_task(store.pull(registry.reference, None))
             await wait_for_layers(tmp_path, 1)
-            kill_unpack_process(list_layers(tmp_path)[0])
+            os.kill(unpack_process(list_layers(tmp_path)[0]), signal.SIGKILL)
             registry.gate.set()
             with pytest.raises(errors.SetupFailed, match="status -9"):
                 await pull
@@ -354,11 +354,54 @@ def test_an_unpack_process_that_is_killed_fails_its_pull(tmp_path: Path) -> None
     run(main())
 
 
-def kill_unpack_process(partial: str) -> None:
-    """Kill our child that has the folder `partial` among its arguments."""
+def unpack_process(partial: str) -> int:
+    """Return our child that has the folder `partial` among its arguments."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     (pid,) = [pid for pid in children if partial in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(int(pid), signal.SIGKILL)
+    return int(pid)
+
+
+def test_a_layer_is_unpacked_behind_what_is_more_urgent(tmp_path: Path) -> None:
+    image = small_image(layers=1, size=3_000_000)
+    blob = image.blobs[image.layers[0]]
+
+    async def main() -> None:
+        async with FaultyRegistry.start(image) as registry, open_store(tmp_path) as store:
+
+            async def stalls(request: web.Request) -> web.StreamResponse:
+                response = web.StreamResponse(headers={"Content-Length": str(len(blob))})
+                await response.prepare(request)
+                await response.write(blob[:-1000])
+                await registry.gate.wait()
+                await response.write(blob[-1000:])
+                return response
+
+            registry.gate.clear()
+            registry.faults[image.config] = registry.serve_open
+            registry.faults[image.layers[0]] = stalls
+            pull = asyncio.create_task(store.pull(registry.reference, None))
+            await wait_for_layers(tmp_path, 1)
+            (partial,) = (tmp_path / "images/layers").iterdir()
+            for _ in range(1000):
+                if os.listdir(partial):
+                    break
+                await asyncio.sleep(0.01)
+            priorities = read_priorities(unpack_process(partial.name))
+            assert len(priorities) > 1 and set(priorities) == {(10, "best-effort: prio 7")}
+            registry.gate.set()
+            await pull
+
+    run(main())
+
+
+def read_priorities(pid: int) -> list[tuple[int, str]]:
+    """Return nice (field 19 of stat, proc(5)) and I/O priority of each thread of a process."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        nice = int((thread / "stat").read_text().rpartition(")")[2].split()[16])
+        shown = subprocess.run(["ionice", "-p", thread.name], capture_output=True, text=True)
+        found.append((nice, shown.stdout.strip()))
+    return found
 
 
 @contextlib.contextmanager
