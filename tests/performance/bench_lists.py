@@ -6,7 +6,9 @@ All runtimes run at once, each with PODS pods of two containers.
     looks         each call that only looks, in turns
     relists       lists of pods and containers once a second: CPU time of the daemon
     storm         lists, from a process of their own, while images are pulled and removed, files are
-                  written and synced on the same disk, and STORM_PODS pods are run; pycri alone
+                  written and synced on the same disk, and STORM_PODS pods are run, on each in turn;
+                  beside it, at the same moments, a server that has nothing else to do is asked:
+                  what it takes is the machine's part
 """
 
 import contextlib
@@ -42,24 +44,32 @@ STORM_CLIENTS = 4
 SYNCERS = 2
 SYNCED_BYTES = 1 << 20
 PULLED_BYTES = 64 << 20
-QUIET_S = 10.0
+QUIET_S = 5.0
+STORM_S = 15.0
+LISTED_BYTES = 40_000
+"""What the idle server answers: about what ListPodSandbox does for PODS pods."""
 LIST_INTERVAL_S = 0.02
 
 
 class Looked(msgspec.Struct, kw_only=True):
-    """One runtime's numbers: milliseconds by call; the daemon's CPU seconds for each relist."""
+    """One runtime's numbers: milliseconds by call; the daemon's CPU seconds for each relist.
+
+    quiet, storm: from a process that only lists. idle: of a server with nothing else to do, in the
+    same storm.
+    """
 
     name: str
     times: dict[str, list[float]] = {}
     relist_cpu: float = 0.0
+    quiet: dict[str, list[float]] = {}
+    storm: dict[str, list[float]] = {}
+    idle: dict[str, list[float]] = {}
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """A whole run. quiet, storm: milliseconds by call, from a process that only lists."""
+    """A whole run."""
 
     runtimes: list[Looked]
-    quiet: dict[str, list[float]] = {}
-    storm: dict[str, list[float]] = {}
 
 
 @click.command()
@@ -93,11 +103,14 @@ def main(rounds: int, pods: int, seconds: int, peers: tuple[str, ...], file: Pat
             stack.callback(client.clear)
             _fill(client, pods)
         report = Report(runtimes=_look(contestants, clients, rounds))
-        for looked, contestant in zip(report.runtimes, contestants, strict=True):
-            looked.relist_cpu = _relist(contestant, seconds)
-        report.quiet = _list(contestants[0], QUIET_S).result()
         big = _push_big(registry)
-        report.storm = _storm(contestants[0], clients[0], big, folder / "synced")
+        idle = stack.enter_context(_idle_server(folder / "idle.sock"))
+        for looked, contestant, client in zip(report.runtimes, contestants, clients, strict=True):
+            looked.relist_cpu = _relist(contestant, seconds)
+            looked.quiet = _Listing({"runtime": contestant.socket}, QUIET_S).result()["runtime"]
+            sockets = {"runtime": contestant.socket, "idle": idle}
+            times = _storm(sockets, client, big, folder / f"synced-{contestant.name}")
+            looked.storm, looked.idle = times["runtime"], times["idle"]
     click.echo(render(report))
     if file is not None:
         file.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
@@ -128,7 +141,9 @@ def _look(contestants: list[Contestant], clients: list[Client], rounds: int) -> 
 def _relist(contestant: Contestant, seconds: int) -> float:
     """Return the CPU seconds of the runtime's daemons for each second in which it is listed."""
     before = _cpu_seconds(contestant)
-    subprocess.run(_lister(contestant, seconds, 1.0), check=True, capture_output=True)
+    subprocess.run(
+        _lister({"runtime": contestant.socket}, seconds, 1.0), check=True, capture_output=True
+    )
     return (_cpu_seconds(contestant) - before) / seconds
 
 
@@ -143,24 +158,32 @@ def _cpu_seconds(contestant: Contestant) -> float:
 class _Listing:
     """A lister that runs."""
 
-    def __init__(self, contestant: Contestant, seconds: float) -> None:
+    def __init__(self, sockets: dict[str, Path], seconds: float) -> None:
         self._process = subprocess.Popen(
-            _lister(contestant, seconds, LIST_INTERVAL_S), stdout=subprocess.PIPE
+            _lister(sockets, seconds, LIST_INTERVAL_S), stdout=subprocess.PIPE
         )
 
-    def result(self) -> dict[str, list[float]]:
+    def result(self) -> dict[str, dict[str, list[float]]]:
+        """Return milliseconds by server and call."""
         output, _ = self._process.communicate()
         assert self._process.returncode == 0
-        return msgspec.json.decode(output, type=dict[str, list[float]])
+        return msgspec.json.decode(output, type=dict[str, dict[str, list[float]]])
 
 
-def _list(contestant: Contestant, seconds: float) -> _Listing:
-    return _Listing(contestant, seconds)
-
-
-def _lister(contestant: Contestant, seconds: float, interval: float) -> list[str]:
+def _lister(sockets: dict[str, Path], seconds: float, interval: float) -> list[str]:
     module = [sys.executable, "-m", "tests.performance.lister"]
-    return [*module, str(contestant.socket), str(seconds), str(interval)]
+    named = [f"{name}={socket}" for name, socket in sockets.items()]
+    return [*module, str(seconds), str(interval), *named]
+
+
+@contextlib.contextmanager
+def _idle_server(socket: Path) -> Iterator[Path]:
+    module = [sys.executable, "-m", "tests.performance.idle_server"]
+    with subprocess.Popen([*module, socket, str(LISTED_BYTES)], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"ready\n"
+        yield socket
+        server.terminate()
 
 
 def _push_big(registry: Registry) -> str:
@@ -170,20 +193,19 @@ def _push_big(registry: Registry) -> str:
 
 
 def _storm(
-    contestant: Contestant, client: Client, big: str, folder: Path
-) -> dict[str, list[float]]:
-    """List while pods are run, until all are; then end the rest of the load."""
+    sockets: dict[str, Path], client: Client, big: str, folder: Path
+) -> dict[str, dict[str, list[float]]]:
+    """List while pods are run, again and again; return milliseconds by server and call."""
     over = threading.Event()
     with ThreadPoolExecutor(SYNCERS + 1 + STORM_CLIENTS) as load:
         folder.mkdir()
         others = [load.submit(_sync, folder / str(number), over) for number in range(SYNCERS)]
         others.append(load.submit(_pull, client, big, over))
-        listing = _list(contestant, QUIET_S)
+        listing = _Listing(sockets, STORM_S)
         started = time.monotonic()
-        while time.monotonic() - started < QUIET_S:
+        while time.monotonic() - started < STORM_S:
             pods = list(load.map(lambda _: _start_pod(client), range(STORM_PODS)))
-            for pod in pods:
-                client.remove_pod(pod)
+            list(load.map(client.remove_pod, pods))
         times = listing.result()
         over.set()
         for other in others:
@@ -217,12 +239,14 @@ def render(report: Report) -> str:
         header += [runtime.name, "p99"] + ["ratio"] * (runtime is not report.runtimes[0])
     rows = [header, *([call, *_cells(report.runtimes, call)] for call in LOOKS)]
     relists = [f"{runtime.name}: {runtime.relist_cpu * 1000:.1f} ms" for runtime in report.runtimes]
-    listed = [["ms, pycri", "quiet", "p99", "under load", "p99", "p99 / median"]]
-    for call in report.quiet:
-        quiet, storm = report.quiet[call], report.storm[call]
-        values = (median(quiet), _p99(quiet), median(storm), _p99(storm))
-        ratio = f"{_p99(storm) / median(storm):.1f}"
-        listed.append([call, *(f"{value:.2f}" for value in values), ratio])
+    listed = [["ms", "quiet", "p99", "under load", "p99", "p99 / median", "idle server", "p99"]]
+    for runtime in report.runtimes:
+        for call, quiet in runtime.quiet.items():
+            storm, idle = runtime.storm[call], runtime.idle[call]
+            values = (median(quiet), _p99(quiet), median(storm), _p99(storm))
+            ratio = f"{_p99(storm) / median(storm):.1f}"
+            cells = [f"{value:.2f}" for value in (*values, median(idle), _p99(idle))]
+            listed.append([f"{runtime.name} {call}", *cells[:4], ratio, *cells[4:]])
     return "\n".join(
         [
             *render_table(rows),

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A client in a process of its own that lists, and prints what each call took: JSON, milliseconds.
 
-    python -m tests.performance.lister SOCKET SECONDS INTERVAL
+    python -m tests.performance.lister SECONDS INTERVAL NAME=SOCKET...
 
-Its own process, so that it does not wait for whoever makes the load.
+Its own process, so that it does not wait for whoever makes the load; and of a real-time priority
+where it may, so that what is measured is how long the servers take to answer, not how long their
+client takes to look. Servers are asked in turns.
 """
 
+import contextlib
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
 
 import grpc
 
@@ -17,24 +20,37 @@ from pycri.cri.api import runtime_v1_pb2 as cri
 from pycri.cri.api import runtime_v1_pb2_grpc as cri_grpc
 
 
-def main(socket: str, seconds: float, interval: float) -> None:
-    """List until the time is over, each call `interval` seconds after the one before."""
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
-        runtime = cri_grpc.RuntimeServiceStub(channel)
-        calls: dict[str, Callable[[], object]] = {
-            "ListPodSandbox": lambda: runtime.ListPodSandbox(cri.ListPodSandboxRequest()),
-            "ListContainers": lambda: runtime.ListContainers(cri.ListContainersRequest()),
+def main(seconds: float, interval: float, servers: dict[str, str]) -> None:
+    """List until the time is over, and wait `interval` seconds after each turn."""
+    # Threads that gRPC starts inherit it.
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    with contextlib.ExitStack() as stack:
+        stubs = {
+            name: cri_grpc.RuntimeServiceStub(
+                stack.enter_context(grpc.insecure_channel(f"unix:{socket}"))
+            )
+            for name, socket in servers.items()
         }
-        times: dict[str, list[float]] = {name: [] for name in calls}
+        times: dict[str, dict[str, list[float]]] = {name: {} for name in servers}
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            for name, call in calls.items():
-                start = time.perf_counter_ns()
-                call()
-                times[name].append((time.perf_counter_ns() - start) / 1e6)
+            for name, stub in stubs.items():
+                _list(stub, times[name])
             time.sleep(interval)
     json.dump(times, sys.stdout)
 
 
+def _list(stub: cri_grpc.RuntimeServiceStub, times: dict[str, list[float]]) -> None:
+    start = time.perf_counter_ns()
+    stub.ListPodSandbox(cri.ListPodSandboxRequest())
+    between = time.perf_counter_ns()
+    stub.ListContainers(cri.ListContainersRequest())
+    end = time.perf_counter_ns()
+    times.setdefault("ListPodSandbox", []).append((between - start) / 1e6)
+    times.setdefault("ListContainers", []).append((end - between) / 1e6)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
+    named = dict(argument.split("=", 1) for argument in sys.argv[3:])
+    main(float(sys.argv[1]), float(sys.argv[2]), named)
