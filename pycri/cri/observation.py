@@ -3,7 +3,8 @@
 # ruff: noqa: N802  the methods bear the CRI's names
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.application import Observed
@@ -12,6 +13,9 @@ from pycri.cri.decode import request as decode
 from pycri.cri.encode.events import encode_event
 from pycri.cri.encode.metrics import encode_metric_descriptors, encode_pod_metrics
 from pycri.cri.encode.stats import encode_container_stats, encode_pod_stats
+
+R = TypeVar("R")
+M = TypeVar("M")
 
 
 class ObservationService:
@@ -30,9 +34,7 @@ class ObservationService:
     async def ListContainerStats(
         self, request: pb.ListContainerStatsRequest
     ) -> pb.ListContainerStatsResponse:
-        return pb.ListContainerStatsResponse(
-            stats=list(await self._container_stats(request.filter))
-        )
+        return pb.ListContainerStatsResponse(stats=await self._container_stats(request.filter))
 
     async def StreamContainerStats(
         self, request: pb.StreamContainerStatsRequest
@@ -51,7 +53,7 @@ class ObservationService:
     async def ListPodSandboxStats(
         self, request: pb.ListPodSandboxStatsRequest
     ) -> pb.ListPodSandboxStatsResponse:
-        return pb.ListPodSandboxStatsResponse(stats=list(await self._pod_stats(request.filter)))
+        return pb.ListPodSandboxStatsResponse(stats=await self._pod_stats(request.filter))
 
     async def StreamPodSandboxStats(
         self, request: pb.StreamPodSandboxStatsRequest
@@ -86,21 +88,23 @@ class ObservationService:
             async for event in events:
                 yield encode_event(event)
 
-    async def _pod_metrics(self) -> list[pb.PodSandboxMetrics]:
-        readings = await self._metrics.read()
-        # Some ten thousand messages on a full node: too long for the event loop.
-        return await asyncio.to_thread(lambda: [encode_pod_metrics(one) for one in readings])
+    # What these encode is some ten thousand messages on a full node: too long for the event loop.
 
-    async def _container_stats(
-        self, wanted: pb.ContainerStatsFilter
-    ) -> Iterator[pb.ContainerStats]:
+    async def _pod_metrics(self) -> list[pb.PodSandboxMetrics]:
+        return await _encoded(encode_pod_metrics, await self._metrics.read())
+
+    async def _container_stats(self, wanted: pb.ContainerStatsFilter) -> list[pb.ContainerStats]:
         stats = await self._stats.containers(
             id_prefix=wanted.id,
             pod_prefix=wanted.pod_sandbox_id,
             labels=dict(wanted.label_selector),
         )
-        return map(encode_container_stats, stats)
+        return await _encoded(encode_container_stats, stats)
 
-    async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> Iterator[pb.PodSandboxStats]:
+    async def _pod_stats(self, wanted: pb.PodSandboxStatsFilter) -> list[pb.PodSandboxStats]:
         stats = await self._stats.pods(id_prefix=wanted.id, labels=dict(wanted.label_selector))
-        return map(encode_pod_stats, stats)
+        return await _encoded(encode_pod_stats, stats)
+
+
+async def _encoded(encode: Callable[[R], M], readings: Sequence[R]) -> list[M]:
+    return await asyncio.to_thread(lambda: [encode(one) for one in readings])

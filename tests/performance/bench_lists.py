@@ -179,7 +179,8 @@ def _lister(sockets: dict[str, Path], seconds: float, interval: float) -> list[s
 @contextlib.contextmanager
 def _idle_server(socket: Path) -> Iterator[Path]:
     module = [sys.executable, "-m", "tests.performance.idle_server"]
-    with subprocess.Popen([*module, socket, str(LISTED_BYTES)], stdout=subprocess.PIPE) as server:
+    command = [*module, str(socket), str(LISTED_BYTES)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         yield socket
