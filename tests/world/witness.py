@@ -29,7 +29,7 @@ class SeenLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SeenQueue(msgspec.Struct, frozen=True, kw_only=True):
-    """The token bucket that an interface sends through; bytes a second, and bytes."""
+    """The token bucket that an interface sends through; bytes a second, up to 32 bits; bytes."""
 
     rate: int
     limit: int
@@ -38,13 +38,15 @@ class SeenQueue(msgspec.Struct, frozen=True, kw_only=True):
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """A namespace. addresses: "10.0.0.2/24" by interface; routes: "default via 10.0.0.1 dev eth0".
 
-    settled: whether no address waits to be found unique, or has failed to be.
+    broadcasts: the broadcast addresses of all. settled: whether no address waits to be found
+    unique, or has failed to be.
     """
 
     links: dict[str, SeenLink]
     addresses: dict[str, set[str]]
     routes: set[str]
     queues: dict[str, SeenQueue]
+    broadcasts: set[str]
     settled: bool
 
 
@@ -64,11 +66,13 @@ def _look() -> Seen:
         links = list(kernel.get_links())
         names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in links}
         addresses: dict[str, set[str]] = {}
+        broadcasts: set[str] = set()
         settled = True
         for entry in kernel.get_addr():
             address = entry.get_attr("IFA_LOCAL") or entry.get_attr("IFA_ADDRESS")
             shown = f"{address}/{entry['prefixlen']}"
             addresses.setdefault(names[entry["index"]], set()).add(shown)
+            broadcasts |= {found} if (found := entry.get_attr("IFA_BROADCAST")) else set()
             settled = settled and not entry.get_attr("IFA_FLAGS") & ~(_PERMANENT | _NODAD)
         routes = {_route(route, names) for route in kernel.get_routes(table=_MAIN)}
         queues = {
@@ -81,6 +85,7 @@ def _look() -> Seen:
             addresses=addresses,
             routes=routes,
             queues=queues,
+            broadcasts=broadcasts,
             settled=settled,
         )
 
@@ -112,5 +117,4 @@ def _route(route: Any, names: dict[int, str]) -> str:
 def _queue(queue: Any) -> SeenQueue:
     options = queue.get_attr("TCA_OPTIONS")
     parameters = options.get_attr("TCA_TBF_PARMS")
-    rate = options.get_attr("TCA_TBF_RATE64") or parameters["rate"]
-    return SeenQueue(rate=rate, limit=parameters["limit"])
+    return SeenQueue(rate=parameters["rate"], limit=parameters["limit"])

@@ -22,6 +22,7 @@ from pycri.network.bridge import BridgeNetwork
 from pycri.network.netlink import Netlink
 from pycri.state.database import Database
 from tests.integration.kernel.netns import Namespace, run_as_host
+from tests.world.witness import look
 
 SETTINGS = NetworkSettings(bridge="pct-br", range="10.88.0.0/24", table="pct")
 OUTSIDE_MAC = "02:00:00:00:00:02"
@@ -43,9 +44,8 @@ def pod_links() -> set[str]:
 
 
 def addresses(interface: str) -> set[str]:
-    index = socket.if_nametoindex(interface)
-    with Netlink.open_route() as netlink:
-        return {str(address) for link, address in netlink.list_addresses() if link == index}
+    """Return an interface's addresses but the link-local ones."""
+    return {a for a in look().addresses.get(interface, set()) if not a.startswith("fe80:")}
 
 
 def ruleset() -> str:

@@ -22,6 +22,7 @@ from tests.integration.kernel.networks import (
     network,
     new_id,
 )
+from tests.world.witness import look
 
 MEGABIT = 1_000_000
 SENT_BYTES = 4 << 20
@@ -177,6 +178,8 @@ async def test_a_limit_beyond_thirty_two_bits_is_taken(folder: Path) -> None:
     with Namespace() as pod:
         async with network(folder) as bridge:
             await attach(bridge, pod, annotations={INGRESS: "100G", EGRESS: "1P"})
+            assert pod.run(look).queues["eth0"].rate == (1 << 32) - 1
+            # pyroute2 does not know the attribute that has all of it.
             command = ["tc", "qdisc", "show", "dev", "eth0"]
             shown = pod.run(lambda: subprocess.check_output(command, text=True))
             assert "tbf" in shown

@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 from pycri import errors
 from pycri.config import NetworkSettings
 from pycri.network import leases
-from pycri.network.netlink import Netlink
 from tests.integration.kernel.netns import Namespace, run_as_host
 from tests.integration.kernel.networks import (
     SETTINGS,
@@ -37,6 +35,7 @@ from tests.integration.kernel.networks import (
     ruleset,
     until,
 )
+from tests.world.witness import look
 
 
 @as_host
@@ -89,20 +88,20 @@ async def test_what_is_in_the_pod_is_what_was_asked(folder: Path) -> None:
     with Namespace() as pod:
         async with network(folder, settings) as bridge:
             attachment = await attach(bridge, pod)
-            shown = pod.run(lambda: subprocess.check_output(["ip", "-4", "address"], text=True))
-            routes = pod.run(lambda: subprocess.check_output(["ip", "route"], text=True))
-            link = pod.run(lambda: subprocess.check_output(["ip", "link"], text=True))
-            with Netlink.open_route() as netlink:
-                ends = [netlink.read_link(n) for n in (settings.bridge, host_end(attachment))]
-    assert "inet 10.88.0.2/24 brd 10.88.0.255 scope global eth0" in shown
-    assert "inet 127.0.0.1/8" in shown
-    assert "default via 10.88.0.1 dev eth0" in routes
-    assert "0a:58:0a:58:00:02" in link
-    assert "mtu 1400" in link
-    assert [(end.kind, end.mtu, end.up) for end in ends] == [
-        ("bridge", 1400, True),
-        ("veth", 1400, True),
-    ]
+            inside, outside = pod.run(look), look()
+    assert inside.addresses == {"eth0": {"10.88.0.2/24"}, "lo": {"127.0.0.1/8", "::1/128"}}
+    assert inside.broadcasts == {"10.88.0.255"}
+    assert inside.routes == {"default via 10.88.0.1 dev eth0", "10.88.0.0/24 dev eth0"}
+    assert inside.links["lo"].up
+    eth0, port = inside.links["eth0"], outside.links[host_end(attachment)]
+    assert (eth0.mac, eth0.kind, eth0.mtu) == ("0a:58:0a:58:00:02", "veth", 1400)
+    assert eth0.running
+    assert (port.kind, port.mtu, port.master) == ("veth", 1400, settings.bridge)
+    assert port.running
+    assert port.hairpin
+    bridge_link = outside.links[settings.bridge]
+    assert (bridge_link.kind, bridge_link.mtu) == ("bridge", 1400)
+    assert bridge_link.running
 
 
 @as_host

@@ -21,6 +21,7 @@ from tests.integration.kernel.networks import (
     outside,
     sysctl,
 )
+from tests.world.witness import look
 
 ONLY_IPV6 = NetworkSettings(bridge="pct-br", range="fd00:88::/64", table="pct")
 
@@ -54,12 +55,14 @@ async def test_ipv6_addresses_are_good_at_once_and_the_way_out_is_known(folder: 
     with Namespace() as pod:
         async with network(folder, DUAL) as bridge:
             await attach(bridge, pod)
-            shown = output(pod, "ip", "-6", "address", "show", "eth0")
-            routes = output(pod, "ip", "-6", "route")
-    assert "inet6 fd00:88::2/64 scope global nodad" in shown
-    assert "inet6 fe80::858:aff:fe58:2/64 scope link nodad" in shown
-    assert "tentative" not in shown
-    assert "default via fd00:88::1 dev eth0" in routes
+            seen = pod.run(look)
+    assert seen.addresses["eth0"] == {
+        "10.88.0.2/24",
+        "fd00:88::2/64",
+        "fe80::858:aff:fe58:2/64",
+    }
+    assert seen.settled
+    assert "default via fd00:88::1 dev eth0" in seen.routes
 
 
 @as_host
@@ -95,7 +98,7 @@ async def test_pods_may_have_ipv6_alone(folder: Path) -> None:
             assert one.interfaces[0].mac == "0a:58:00:00:00:02"
             with first.listen("fd00:88::2") as listener:
                 assert exchange(listener, lambda: second.connect("fd00:88::2")) == "fd00:88::3"
-            assert "inet " not in output(first, "ip", "address", "show", "eth0")
+            assert all(":" in address for address in first.run(look).addresses["eth0"])
             assert sysctl("net/ipv4/ip_forward") == "0"
 
 
@@ -104,8 +107,10 @@ async def test_pods_without_an_ipv6_range_have_none_but_loopback(folder: Path) -
     with Namespace() as pod:
         async with network(folder) as bridge:
             await attach(bridge, pod)
-            assert output(pod, "ip", "-6", "address", "show", "eth0") == ""
-            assert "::1/128" in output(pod, "ip", "-6", "address")
+            assert pod.run(look).addresses == {
+                "eth0": {"10.88.0.2/24"},
+                "lo": {"127.0.0.1/8", "::1/128"},
+            }
 
 
 @as_host
