@@ -87,9 +87,12 @@ def _burst_rows(report: Report) -> list[list[str]]:
 
 
 def _carried_rows(carried: dict[str, list[float]]) -> list[list[str]]:
-    rows = [["Gbit/s, one stream of TCP", "median", "least", "most", "ratio"]]
-    first = next(iter(carried.values()))
+    """The first path is the bare pair, the second the plain bridge (decision 0041)."""
+    header = ["Gbit/s, one stream of TCP", "median", "least", "most"]
+    rows = [[*header, "to a bare pair", "to a plain bridge"]]
+    references = [median(rates) for rates in list(carried.values())[:2]]
     for name, rates in carried.items():
         sizes = [f"{rate / 1e9:.1f}" for rate in (median(rates), min(rates), max(rates))]
-        rows.append([name, *sizes, f"{median(rates) / median(first):.2f}"])
+        ratios = [f"{median(rates) / reference:.2f}" for reference in references]
+        rows.append([name, *sizes, *ratios])
     return rows
