@@ -82,12 +82,15 @@ async def _write_layer(layers: LayerStore, diff_id: Digest, size: int, sink: Sin
 def _manifest(exported: ExportedImage, sizes: Mapping[Digest, int]) -> _Json:
     layers = [_descriptor(_LAYER_TYPE, layer, sizes[layer]) for layer in exported.image.layers]
     config = _descriptor(_CONFIG_TYPE, exported.image.id, len(exported.config))
-    return {
+    manifest: _Json = {
         "schemaVersion": 2,
         "mediaType": _MANIFEST_TYPE,
         "config": config,
         "layers": layers,
     }
+    if exported.image.annotations:
+        manifest["annotations"] = exported.image.annotations
+    return manifest
 
 
 def _index_entries(exported: ExportedImage, manifest: bytes) -> list[_Json]:

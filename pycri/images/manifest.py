@@ -49,6 +49,7 @@ _ELSEWHERE: Final = (
 """Layers that registries do not have: their licences want them fetched from where they are made."""
 _VARIANT: Final = re.compile(r"v([0-9]{1,3})(?:\.([0-9]{1,3}))?")
 Rank = tuple[int, int, int]
+_LONGEST_ANNOTATIONS: Final = 64 * 1024
 MOST_LAYERS: Final = 500
 """What an overlay mount can stack (Linux, OVL_MAX_STACK)."""
 
@@ -108,10 +109,11 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """One image for one platform; layers bottom first."""
+    """One image for one platform; layers bottom first. annotations: none if they are too long."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
+    annotations: dict[str, str] = {}
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +138,7 @@ class _Document(msgspec.Struct, frozen=True, rename="camel"):
     config: Descriptor | None = None
     layers: tuple[Descriptor, ...] | None = None
     manifests: tuple[Descriptor, ...] | None = None
+    annotations: dict[str, str] | None = None
     fs_layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -181,17 +184,22 @@ def parse_document(body: bytes, media_type: str) -> Manifest | Index:
         return Index(manifests=_checked(document.manifests))
     if document.config is None or document.layers is None or kind in INDEX_TYPES:
         raise CorruptImage("the manifest lacks its config, its layers or its manifests")
-    return _image_manifest(document.config, document.layers)
+    return _image_manifest(document.config, document.layers, document.annotations or {})
 
 
-def _image_manifest(config: Descriptor, layers: tuple[Descriptor, ...]) -> Manifest:
+def _image_manifest(
+    config: Descriptor, layers: tuple[Descriptor, ...], annotations: dict[str, str]
+) -> Manifest:
     if config.media_type not in _CONFIG_TYPES:
         raise Unsupported(f"not a container image: its config is {config.media_type!r}")
     for layer in layers:
         _check_layer_type(layer.media_type)
     if len(layers) > MOST_LAYERS:
         raise Unsupported(f"the image has {len(layers)} layers; overlay can mount {MOST_LAYERS}")
-    return Manifest(config=_checked((config,))[0], layers=_checked(layers))
+    # They are in every list of images.
+    if sum(len(key) + len(value) for key, value in annotations.items()) > _LONGEST_ANNOTATIONS:
+        annotations = {}
+    return Manifest(config=_checked((config,))[0], layers=_checked(layers), annotations=annotations)
 
 
 def _check_layer_type(media_type: str) -> None:

@@ -323,6 +323,7 @@ class ImageStore:
                     config=config.config,
                     architecture=config.platform.architecture,
                     created=config.created,
+                    annotations=resolved.manifest.annotations,
                 )
             )
             await self._database.transact(lambda c: _save_images(c, changed, body), durable=True)

@@ -28,7 +28,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
     id: digest of the image config blob; equal to image_ref everywhere (CRI PullImageResponse).
     tags, digests: full references, `host/name:tag` and `host/name@sha256:...`.
-    layers: diff ids, bottom first. size_bytes: unpacked layers plus config.
+    layers: diff ids, bottom first. size_bytes: unpacked layers plus config. annotations: of the
+    manifest that it came by last.
     """
 
     id: ImageId
@@ -40,6 +41,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     created: str = ""
     pinned: bool = False
+    annotations: dict[str, str] = {}
 
 
 @lru_cache(1024)

@@ -73,6 +73,7 @@ MIGRATIONS: Final = (
     CREATE INDEX host_ports_by_pod ON host_ports (pod_id);
     """,
     "",  # layers have claims and stacks
+    "",  # images have annotations
 )
 """Element N turns version N into N + 1. A field added to a record needs a step as well, if only an
 empty one: it is what makes an older pycri refuse the file instead of dropping the field."""

@@ -175,11 +175,13 @@ def build_image(
     compression: str = "gzip",
     docker: bool = False,
     architecture: str = "",
+    annotations: dict[str, str] | None = None,
 ) -> Image:
     """Build an image for one platform.
 
     layers: tar archives, lowest first. settings: the config's "config": Cmd, Env, User ...
     docker: Docker's media types instead of OCI's (gzip only). architecture: "" for the host's.
+    annotations: of the manifest.
     """
     blobs: dict[str, bytes] = {}
 
@@ -204,7 +206,7 @@ def build_image(
         "mediaType": manifest_type,
         "config": kept_config.as_json(),
         "layers": [layer.as_json() for layer in kept],
-    }
+    } | ({"annotations": annotations} if annotations else {})
     root = msgspec.structs.replace(
         keep(json.dumps(manifest).encode(), manifest_type), platform=platform
     )

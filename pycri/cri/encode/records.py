@@ -154,7 +154,7 @@ def encode_image(image: Image) -> pb.Image:
         size=image.size_bytes,
         uid=pb.Int64Value(value=int(user)) if is_number else None,
         username="" if is_number else user,
-        spec=pb.ImageSpec(image=image.id),
+        spec=pb.ImageSpec(image=image.id, annotations=image.annotations),
         pinned=image.pinned,
     )
 

@@ -17,7 +17,7 @@ from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.world import session
 from tests.world.daemon import Node, wait_until
 from tests.world.images import Images, build_busybox, layered_layers
-from tests.world.oci import digest_of
+from tests.world.oci import Layer, build_image, digest_of
 from tests.world.registry import PASSWORD, USERNAME, Registry
 
 
@@ -230,3 +230,29 @@ def test_writable_layers_are_counted_beside_the_images(own_node: Node, images: I
         return int(upper.used_bytes.value) >= 5_000_000
 
     wait_until(written, what="the file is counted", timeout_s=60)
+
+
+def test_annotations_of_a_manifest_are_shown_exported_and_imported(
+    own_node: Node, registry: Registry, tmp_path: Path
+) -> None:
+    node, annotations = own_node, {"org.opencontainers.image.source": "https://code.test/web"}
+    built = build_image([Layer().file("a").tar()], {}, annotations=annotations)
+    registry.push(built, "tests/annotated")
+    reference = registry.reference("tests/annotated")
+
+    def shown() -> dict[str, str]:
+        request = cri.ImageStatusRequest(image=cri.ImageSpec(image=reference))
+        return dict(node.images.ImageStatus(request).image.spec.annotations)
+
+    node.pull(reference)
+    assert shown() == annotations
+    succeed(node, "image", "export", f"{tmp_path}/out.tar", reference)
+    node.restart()
+    assert shown() == annotations
+    succeed(node, "image", "rm", reference)
+    succeed(node, "image", "import", f"{tmp_path}/out.tar")
+    assert shown() == annotations
+    # The manifest that was written is another one, with other blobs.
+    raw = ["skopeo", "inspect", "--raw", f"oci-archive:{tmp_path}/out.tar"]
+    manifest = json.loads(subprocess.run(raw, capture_output=True, check=True).stdout)
+    assert manifest["annotations"] == annotations

@@ -50,6 +50,17 @@ def test_a_manifest_is_read_without_its_own_media_type() -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "kept"),
+    [({"a": "b"}, {"a": "b"}), (None, {}), ({"a": "b", "long": "x" * 65_536}, {})],
+)
+def test_annotations_are_kept_if_they_are_no_burden(
+    written: dict[str, str] | None, kept: dict[str, str]
+) -> None:
+    manifest = parse_document(encode(config=CONFIG, layers=[], annotations=written), "")
+    assert isinstance(manifest, Manifest) and manifest.annotations == kept
+
+
+@pytest.mark.parametrize(
     ("document", "media_type", "error"),
     [
         (encode(config=CONFIG, layers=[LAYER], manifests=[]), "", CorruptImage),
