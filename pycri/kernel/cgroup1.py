@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from pycri.kernel import cgroups, counters
 from pycri.model.plan import DeviceRule
@@ -17,6 +18,9 @@ from pycri.model.stats import (
     MemoryUsage,
     SwapUsage,
 )
+
+_LIST_BYTES = 65536
+"""More than the list of any machine's processors takes."""
 
 
 def create(directory: str) -> None:
@@ -32,18 +36,22 @@ def create(directory: str) -> None:
         create(os.path.dirname(directory))
         create(directory)
         return
-    for name in ("cpuset.cpus", "cpuset.mems"):
-        if os.path.exists(f"{directory}/{name}"):
+    # ENOENT: the hierarchy of another controller.
+    with suppress(FileNotFoundError):
+        for name in ("cpuset.cpus", "cpuset.mems"):
             _inherit(directory, name)
 
 
-def _inherit(directory: str, name: str) -> str:
+def _inherit(directory: str, name: str) -> bytes:
     """Fill an empty cpuset file from the parent's, and that one first. Returns the content."""
-    with open(f"{directory}/{name}") as file:
-        content = file.read().strip()
+    fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = os.read(fd, _LIST_BYTES).strip()
+    finally:
+        os.close(fd)
     if not content:
         content = _inherit(os.path.dirname(directory), name)
-        cgroups.write(f"{directory}/{name}", content)
+        cgroups.write(f"{directory}/{name}", content.decode())
     return content
 
 
