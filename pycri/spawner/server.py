@@ -63,7 +63,7 @@ from pycri.wire.messages import (
 )
 
 _TICK_S = 0.01
-_REST_S = 0.001  # the way of an answer to its client; then it is time to fork a child ahead
+_REST_S = 0.01  # after that no call follows on the last one, which a fork would hold up
 
 
 class Spawner:
