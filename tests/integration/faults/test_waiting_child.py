@@ -28,6 +28,12 @@ def wait_for_child(node: Node, *, other_than: int = 0) -> int:
     return wait_until(found, what="a child that waits")
 
 
+def kill(child: int) -> None:
+    """Kill it and wait for its end: an order that is under way to it fails, "it was killed"."""
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: not is_running(child), what="its end")
+
+
 def test_an_order_goes_to_the_child_that_waits_and_another_takes_its_place(
     own_node: Node, images: Images
 ) -> None:
@@ -35,10 +41,10 @@ def test_an_order_goes_to_the_child_that_waits_and_another_takes_its_place(
     container = node.run_container(node.run_pod("ahead"), images["busybox"], command="sleep 1000")
     before = wait_for_child(node)
     assert node.exec(container, "echo", "done").stdout == b"done\n"
-    assert not is_running(before)
+    wait_until(lambda: not is_running(before), what="the end of who began it")
     after = wait_for_child(node, other_than=before)
     assert node.exec(container, "sh", "-c", "exit 3").exit_code == 3
-    assert not is_running(after)
+    wait_until(lambda: not is_running(after), what="the end of who began that")
 
 
 def test_a_killed_child_that_waits_is_missed_by_nobody(own_node: Node, images: Images) -> None:
@@ -46,7 +52,7 @@ def test_a_killed_child_that_waits_is_missed_by_nobody(own_node: Node, images: I
     pod = node.run_pod("missed")
     container = node.run_container(pod, images["busybox"], command="sleep 1000")
     for kind in ("exec", "container", "pod"):
-        os.kill(wait_for_child(node), signal.SIGKILL)
+        kill(wait_for_child(node))
         match kind:
             case "exec":
                 assert node.exec(container, "true").exit_code == 0
