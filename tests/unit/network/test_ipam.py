@@ -126,6 +126,29 @@ def test_ports_are_free_before_addresses(connection: sqlite3.Connection) -> None
     assert _allocate(connection, "b", ports=(port,)) == ["10.88.0.3"]
 
 
+def test_what_is_kept_for_a_pod_to_come_can_be_had_back(connection: sqlite3.Connection) -> None:
+    spare = PodId("spare")
+    kept = ipam.allocate(connection, spare, Wish(), (RANGE,))
+    for wish in (Wish(addresses=kept.addresses), Wish(mac=kept.mac)):
+        with pytest.raises(errors.AlreadyExists, match="pod spare's"):
+            ipam.allocate(connection, PodId("pod"), wish, (RANGE,))
+        with pytest.raises(ipam.NotFree, match="kept ready"):
+            ipam.allocate(connection, PodId("pod"), wish, (RANGE,), {spare})
+
+
+def test_ports_are_added_to_an_endpoint_without(connection: sqlite3.Connection) -> None:
+    port = PortMapping(host_port=80, container_port=8080)
+    made = ipam.allocate(connection, PodId("a"), Wish(), (RANGE,))
+    assert ipam.add_ports(connection, made, [port]).ports == (port,)
+    assert ipam.load_endpoints(connection)[0].ports == (port,)
+    other = ipam.allocate(connection, PodId("b"), Wish(), (RANGE,))
+    with pytest.raises(errors.AlreadyExists, match="pod a has"):
+        ipam.add_ports(connection, other, [port])
+    six = PortMapping(host_port=81, container_port=8080, host_ip="fd00::9")
+    with pytest.raises(errors.InvalidRequest):
+        ipam.add_ports(connection, other, [six])
+
+
 def test_the_mac_of_the_bridge_is_no_pods(connection: sqlite3.Connection) -> None:
     with pytest.raises(errors.InvalidRequest, match="is the bridge's"):
         _allocate(connection, "a", mac="0a:58:0a:58:00:01")

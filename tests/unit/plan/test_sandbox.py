@@ -6,7 +6,8 @@ from pycri.model.plan import SandboxPlan
 from pycri.model.pod import DnsConfig, PodSpec
 from pycri.model.security import NamespaceMode, NamespaceModes
 from pycri.plan.names import pod_hostname, render_hostname, render_hosts, render_resolv_conf
-from pycri.plan.sandbox import plan_sandbox, pod_pins
+from pycri.plan.sandbox import plan_network, plan_sandbox, pod_pins
+from pycri.plan.text import render_plan
 from tests.unit.plan.samples import POD_ID, host_v2, pod_paths, pod_spec
 
 HOST_NETWORK = NamespaceModes(network=NamespaceMode.NODE)
@@ -31,6 +32,19 @@ def test_a_pod_owns_what_it_does_not_share_with_the_host(
     spec = pod_spec(namespaces=modes)
     assert pod_pins(spec) == kinds
     assert tuple(pin.kind for pin in plan(spec).pins) == kinds
+
+
+def test_a_pod_joins_the_network_that_was_made_ahead_and_sets_its_own_sysctls_alone() -> None:
+    spec = pod_spec(sysctls={"net.core.somaxconn": "7"})
+    paths, made = pod_paths(spec), plan(spec)
+    joining = plan_sandbox(POD_ID, spec, paths, host_v2(), "/pycri", has_network=True)
+    assert [pin.kind for pin in joining.pins] == ["ipc", "uts"]
+    assert joining.network == paths.pins["net"]
+    assert dict(joining.sysctls) == {"net/core/somaxconn": "7"}
+    assert f"namespace net {paths.pins['net']}\n" in render_plan(joining)
+    ahead = plan_network(POD_ID, paths.pins["net"], host_v2())
+    assert {pin.kind for pin in ahead.pins} == {"net"}
+    assert dict(ahead.sysctls) | dict(joining.sysctls) == dict(made.sysctls)
 
 
 def test_a_pod_with_the_hosts_network_sets_no_hostname() -> None:
