@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from pycri.errors import Unsupported
 from pycri.model.host import HostFacts
 from pycri.model.security import DEFAULT_APPARMOR
 
@@ -51,6 +52,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
 
     propagation: of the mount the kubelet's folder is on, as `mounts.read_propagation` has it.
     network, network_fault: which network pods would get, and what is wrong with it, or "".
+    http2_fault: why clients cannot be talked to, or "".
     """
 
     root: bool
@@ -60,6 +62,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     apparmor_parser: str | None = None
     network: str = ""
     network_fault: str = ""
+    http2_fault: str = ""
 
 
 @click.command()
@@ -103,7 +106,16 @@ def _read_surroundings(path: Path | None) -> Surroundings:
         propagation=read_propagation(KUBELET_DIR if os.path.isdir(KUBELET_DIR) else "/"),
         network=network,
         network_fault=fault,
+        http2_fault=_find_http2_fault(),
     )
+
+
+def _find_http2_fault() -> str:
+    try:
+        import pycri.http2.nghttp2  # noqa: F401
+    except Unsupported as error:
+        return str(error)
+    return ""
 
 
 def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
@@ -113,6 +125,7 @@ def examine(facts: HostFacts, surroundings: Surroundings) -> Iterator[Finding]:
     yield from _controllers(facts)
     yield _filesystem(surroundings)
     yield _nft(surroundings)
+    yield _http2(surroundings)
     yield _network(surroundings)
     yield _capabilities(facts)
     yield _oom(facts)
@@ -185,6 +198,12 @@ def _nft(surroundings: Surroundings) -> Finding:
         return Finding(subject="nft", verdict=Verdict.GOOD, text=surroundings.nft)
     text = "is not installed: pods cannot reach beyond this machine; install the package nftables"
     return Finding(subject="nft", verdict=Verdict.FATAL, text=text)
+
+
+def _http2(surroundings: Surroundings) -> Finding:
+    if surroundings.http2_fault:
+        return Finding(subject="libnghttp2", verdict=Verdict.FATAL, text=surroundings.http2_fault)
+    return Finding(subject="libnghttp2", verdict=Verdict.GOOD, text="is there")
 
 
 def _network(surroundings: Surroundings) -> Finding:

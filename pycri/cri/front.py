@@ -17,6 +17,7 @@ from typing import Final
 
 from pycri.cri import rpc
 from pycri.http2.connection import Connection, Gone, Request
+from pycri.http2.nghttp2 import Fields
 from pycri.logs import Log
 
 _log = Log("front")
@@ -114,7 +115,7 @@ class Peer:
         with self._lock:
             self._flush()
 
-    def send(self, call: Call, messages: list[bytes], end: bytes | None) -> None:
+    def send(self, call: Call, messages: list[bytes], end: Fields | None) -> None:
         """Send a part of a call's answer."""
         with self._lock:
             if call.ended or self._closed:
@@ -188,11 +189,11 @@ class Peer:
             take(call)
 
     def _refuse_call(self, request: Request, code: rpc.Code, text: str) -> None:
-        self._refuse(request, rpc.BEGINNING + rpc.trailers(code, text))
+        self._refuse(request, rpc.refusal(code, text))
 
-    def _refuse(self, request: Request, block: bytes) -> None:
+    def _refuse(self, request: Request, fields: Fields) -> None:
         with self._lock:
-            self._connection.finish(request.stream_id, block)
+            self._connection.finish(request.stream_id, fields)
             self._flush()
 
     def _note_gone(self, event: Request | Gone) -> list[Callable[[], None]]:

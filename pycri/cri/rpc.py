@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
-from pycri.http2.hpack import encode
+from pycri.http2.nghttp2 import Fields
 
 PREFIX_BYTES: Final = 5
 _PREFIX: Final = struct.Struct(">BI")
@@ -47,10 +47,10 @@ class Code(enum.IntEnum):
     UNAUTHENTICATED = 16
 
 
-_TYPE: Final = (b"content-type", b"application/grpc")
-BEGINNING: Final = encode([(b":status", b"200"), _TYPE])
-"""The header block of every answer."""
-_WELL: Final = encode([(b"grpc-status", b"0")])
+_BEGINNING: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+BEGINNING: Final = Fields(_BEGINNING)
+"""The headers of every answer."""
+_WELL: Final = Fields([(b"grpc-status", b"0")])
 
 
 class Malformed(Exception):
@@ -61,17 +61,24 @@ class Malformed(Exception):
         self.code = code
 
 
-def trailers(code: Code, message: str) -> bytes:
-    """Return the header block that ends an answer."""
-    if code is Code.OK:
-        return _WELL
+def trailers(code: Code, message: str) -> Fields:
+    """Return the fields that end an answer."""
+    return _WELL if code is Code.OK else Fields(_status(code, message))
+
+
+def refusal(code: Code, message: str) -> Fields:
+    """Return the only headers of an answer that ends at once."""
+    return Fields([*_BEGINNING, *_status(code, message)])
+
+
+def rejection(status: int) -> Fields:
+    """Return the only headers of an answer to what is not gRPC at all."""
+    return Fields([(b":status", b"%d" % status), (b"grpc-status", b"%d" % Code.UNKNOWN)])
+
+
+def _status(code: Code, message: str) -> list[tuple[bytes, bytes]]:
     text = quote(message, safe=_PLAIN).encode()
-    return encode([(b"grpc-status", b"%d" % code), (b"grpc-message", text)])
-
-
-def rejection(status: int) -> bytes:
-    """Return the header block of an answer to what is not gRPC at all."""
-    return encode([(b":status", b"%d" % status), (b"grpc-status", b"%d" % Code.UNKNOWN)])
+    return [(b"grpc-status", b"%d" % code), (b"grpc-message", text)]
 
 
 def framed(message: bytes) -> bytes:

@@ -54,6 +54,25 @@ AROUND = Surroundings(
 )
 
 
+def test_check_says_what_is_missing_to_talk_to_clients() -> None:
+    around = msgspec.structs.replace(AROUND, http2_fault="install it")
+    (found,) = [one for one in examine(HOST, around) if one.subject == "libnghttp2"]
+    assert (found.verdict, found.text) == (Verdict.FATAL, "install it")
+
+
+def test_without_its_library_the_daemon_says_what_to_install() -> None:
+    code = (
+        "import ctypes\n"
+        "from pycri.errors import Unsupported\n"
+        "def fail(name): raise OSError(name)\n"
+        "ctypes.PyDLL = fail\n"
+        "try: import pycri.cri.server\n"
+        "except Unsupported as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "install the package libnghttp2-14" in done.stdout
+
+
 def test_version_is_the_packages() -> None:
     assert CliRunner().invoke(main, ["version"]).stdout == f"pycri {__version__}\n"
 

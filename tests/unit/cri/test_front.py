@@ -17,12 +17,11 @@ import pytest
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceStub
-from pycri.http2 import frames
-from pycri.http2.frames import END_HEADERS, END_STREAM, PREFACE, Kind
-from pycri.http2.hpack import HeaderDecoder, encode
 from pycri.model.events import Event, EventKind
 from pycri.model.ids import PodId
+from tests.world import http2
 from tests.world.fake_application import POD, FakeDaemon
+from tests.world.http2 import END_HEADERS, END_STREAM, PREFACE, Kind
 
 WAIT_S = 10
 LIST = b"/runtime.v1.RuntimeService/ListPodSandbox"
@@ -60,10 +59,8 @@ class RawClient:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(WAIT_S)
         self._socket.connect(path)
-        named = {frames.Setting[name.upper()]: value for name, value in settings.items()}
-        self.send(PREFACE + frames.settings_frame(named))
-        self._received = bytearray()
-        self._headers = HeaderDecoder()
+        self.send(PREFACE + http2.settings_frame(**settings))
+        self._reader = http2.Reader()
 
     def __enter__(self) -> "RawClient":
         return self
@@ -81,14 +78,14 @@ class RawClient:
             b"content-type": b"application/grpc",
             **{name.replace("_", "-").encode(): value for name, value in headers.items()},
         }
-        self.send(frames.frame(Kind.HEADERS, END_HEADERS, stream, encode(fields.items())))
-        self.send(frames.frame(Kind.DATA, END_STREAM, stream, body))
+        self.send(http2.frame(Kind.HEADERS, END_HEADERS, stream, http2.encode(fields.items())))
+        self.send(http2.frame(Kind.DATA, END_STREAM, stream, body))
 
-    def frame(self) -> frames.Frame:
-        while (frame := frames.take_frame(self._received)) is None:
+    def frame(self) -> http2.Frame:
+        while (frame := self._reader.frame()) is None:
             data = self._socket.recv(65536)
             assert data, "hung up"
-            self._received += data
+            self._reader.feed(data)
         return frame
 
     def end(self, stream: int) -> dict[bytes, bytes]:
@@ -97,7 +94,7 @@ class RawClient:
         while True:
             frame = self.frame()
             if frame.kind == Kind.HEADERS and frame.stream_id == stream:
-                found |= dict(self._headers.decode(frame.payload))
+                found |= frame.fields
                 if frame.flags & END_STREAM:
                     return found
 
@@ -157,11 +154,11 @@ def test_a_reader_that_takes_nothing_is_sent_no_more_than_it_has_room_for(path: 
                 while received < 65535:  # of the connection; both grow by asking for more
                     frame = client.frame()
                     received += len(frame.payload) if frame.kind == Kind.DATA else 0
-                client.send(frames.frame(Kind.PING, 0, 0, b"anything"))
+                client.send(http2.frame(Kind.PING, 0, 0, b"anything"))
                 while (frame := client.frame()).kind != Kind.PING:
                     assert frame.kind != Kind.DATA
                 for stream in (0, 1):
-                    more = frames.number_frame(Kind.WINDOW_UPDATE, stream, 10_000_000)
+                    more = http2.number_frame(Kind.WINDOW_UPDATE, stream, 10_000_000)
                     client.send(more)
                 found = client.end(1)
                 assert found[b"grpc-status"] == b"0"
@@ -189,8 +186,8 @@ def test_a_client_that_leaves_in_the_middle_of_a_list_is_forgotten(path: str) ->
                     while client.frame().kind != Kind.DATA:
                         pass
                     if reset:
-                        client.send(frames.number_frame(Kind.RST_STREAM, 1, frames.Code.CANCEL))
-                        client.send(frames.number_frame(Kind.WINDOW_UPDATE, 0, 100_000))
+                        client.send(http2.number_frame(Kind.RST_STREAM, 1, http2.Code.CANCEL))
+                        client.send(http2.number_frame(Kind.WINDOW_UPDATE, 0, 100_000))
                         client.ask(3, b"/runtime.v1.RuntimeService/Version")
                         assert client.end(3)[b"grpc-status"] == b"0"
 
@@ -218,7 +215,7 @@ def test_an_event_stream_waits_for_its_reader_and_goes_on(path: str) -> None:
                     if frame.kind == Kind.DATA:
                         received += len(frame.payload)
                         for stream in (0, 1):
-                            room = frames.number_frame(
+                            room = http2.number_frame(
                                 Kind.WINDOW_UPDATE, stream, len(frame.payload)
                             )
                             client.send(room)

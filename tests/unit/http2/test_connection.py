@@ -8,14 +8,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycri.http2 import connection as http2
-from pycri.http2 import frames
 from pycri.http2.connection import Connection, Gone, Request
-from pycri.http2.frames import ACK, END_HEADERS, END_STREAM, PADDED, PREFACE, PRIORITY, Code, Kind
-from pycri.http2.hpack import encode
+from pycri.http2.nghttp2 import Fields
+from tests.world import http2 as frames
+from tests.world.http2 import (
+    ACK,
+    END_HEADERS,
+    END_STREAM,
+    PADDED,
+    PREFACE,
+    PRIORITY,
+    Code,
+    Frame,
+    Kind,
+    encode,
+    number,
+)
 
 MOST = 100_000
-HELLO = PREFACE + frames.settings_frame({})
+HELLO = PREFACE + frames.settings_frame()
 BLOCK = encode([(b":method", b"POST"), (b":path", b"/s/M")])
+HEAD = Fields([(b":status", b"200"), (b"name", b"head")])
+TAIL = Fields([(b"name", b"tail")])
 
 
 class Client:
@@ -23,31 +37,27 @@ class Client:
 
     def __init__(self, **settings: int) -> None:
         self.server = Connection(MOST)
-        named = {frames.Setting[name.upper()]: value for name, value in settings.items()}
-        self.server.receive(PREFACE + frames.settings_frame(named))
+        self.reader = frames.Reader()
+        self.server.receive(PREFACE + frames.settings_frame(**settings))
+        self.send(Kind.SETTINGS, ACK, 0)
         self.frames()
 
     def send(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> list[object]:
         return list(self.server.receive(frames.frame(kind, flags, stream, payload)))
 
     def ask(self, stream: int, body: bytes = b"") -> list[object]:
-        self.send(Kind.HEADERS, END_HEADERS, stream, BLOCK)
-        return self.send(Kind.DATA, END_STREAM, stream, body)
+        events = self.send(Kind.HEADERS, END_HEADERS, stream, BLOCK)
+        return events + self.send(Kind.DATA, END_STREAM, stream, body)
 
-    def frames(self) -> list[frames.Frame]:
-        data = bytearray(self.server.output())
+    def frames(self) -> list[Frame]:
+        self.reader.feed(self.server.output())
         found = []
-        while (frame := frames.take_frame(data)) is not None:
+        while (frame := self.reader.frame()) is not None:
             found.append(frame)
-        assert not data
         return found
 
     def data(self) -> bytes:
         return b"".join(frame.payload for frame in self.frames() if frame.kind == Kind.DATA)
-
-
-def number(value: int) -> bytes:
-    return struct.pack(">I", value)
 
 
 def test_a_request_is_handed_out_once_it_is_whole_however_it_is_cut() -> None:
@@ -71,14 +81,15 @@ def test_headers_come_in_pieces_with_padding_and_priority() -> None:
 def test_an_answer_is_headers_data_and_trailers() -> None:
     client = Client()
     client.ask(1)
-    client.server.begin(1, b"head")
+    client.server.begin(1, HEAD)
     client.server.write(1, b"body")
-    client.server.finish(1, b"tail")
-    assert client.frames() == [
-        (Kind.HEADERS, END_HEADERS, 1, b"head"),
-        (Kind.DATA, 0, 1, b"body"),
-        (Kind.HEADERS, END_HEADERS | END_STREAM, 1, b"tail"),
-    ]
+    client.server.finish(1, TAIL)
+    head, body, tail = client.frames()
+    assert head[:3] == (Kind.HEADERS, END_HEADERS, 1)
+    assert head.fields == {b":status": b"200", b"name": b"head"}
+    assert body[:4] == (Kind.DATA, 0, 1, b"body")
+    assert tail[:3] == (Kind.HEADERS, END_HEADERS | END_STREAM, 1)
+    assert tail.fields == {b"name": b"tail"}
     assert not client.server.busy()
     client.server.write(1, b"more")
     assert client.frames() == []
@@ -87,8 +98,9 @@ def test_an_answer_is_headers_data_and_trailers() -> None:
 def test_no_more_is_sent_than_the_client_has_room_for() -> None:
     client = Client(initial_window_size=10)
     client.ask(1)
+    client.server.begin(1, HEAD)
     client.server.write(1, bytes(range(40)))
-    client.server.finish(1, b"tail")
+    client.server.finish(1, TAIL)
     assert (client.data(), client.server.unsent(1)) == (bytes(range(10)), 30)
     client.send(Kind.WINDOW_UPDATE, 0, 1, number(5))
     assert client.data() == bytes(range(10, 15))
@@ -108,12 +120,52 @@ def test_all_streams_share_the_window_of_the_connection() -> None:
     client = Client(initial_window_size=1 << 20)
     for stream in (1, 3):
         client.ask(stream)
+        client.server.begin(stream, HEAD)
         client.server.write(stream, bytes(50_000))
     assert len(client.data()) == 65535
     client.send(Kind.WINDOW_UPDATE, 0, 0, number(100_000))
     received = client.frames()
     assert sum(len(frame.payload) for frame in received) == 100_000 - 65535
     assert max(len(frame.payload) for frame in received) == frames.MAX_FRAME_BYTES
+
+
+def test_trailers_need_no_room() -> None:
+    client = Client(initial_window_size=10)
+    client.ask(1)
+    client.server.begin(1, HEAD)
+    client.server.write(1, bytes(10))
+    assert client.data() == bytes(10)
+    client.server.finish(1, TAIL)
+    (tail,) = client.frames()
+    assert (tail.flags & END_STREAM, tail.fields) == (END_STREAM, {b"name": b"tail"})
+
+
+def test_an_answer_may_have_no_data_or_be_headers_alone() -> None:
+    client = Client()
+    client.ask(1)
+    client.ask(3)
+    client.server.begin(1, HEAD)
+    client.server.finish(1, TAIL)
+    client.server.finish(3, HEAD)
+    found = [(frame.kind, frame.flags & END_STREAM, frame.stream_id) for frame in client.frames()]
+    assert [one for one in found if one[2] == 1] == [(Kind.HEADERS, 0, 1), (Kind.HEADERS, 1, 1)]
+    assert [one for one in found if one[2] == 3] == [(Kind.HEADERS, 1, 3)]
+    assert not client.server.busy()
+
+
+def test_pieces_go_out_as_they_are_written() -> None:
+    client = Client()
+    client.ask(1)
+    client.server.begin(1, HEAD)
+    assert client.data() == b""
+    for piece in (b"one", b"two", b"three"):
+        client.server.write(1, piece)
+        assert client.data() == piece
+    client.server.write(1, b"four")
+    client.server.write(1, b"five")
+    client.server.finish(1, TAIL)
+    assert client.data() == b"fourfive"
+    assert not client.server.busy()
 
 
 def test_what_is_too_large_is_answered_before_it_is_over() -> None:
@@ -123,18 +175,30 @@ def test_what_is_too_large_is_answered_before_it_is_over() -> None:
     for _ in range(10):
         events += client.send(Kind.DATA, 0, 1, bytes(frames.MAX_FRAME_BYTES))
     assert [(e.too_large, e.body) for e in events if isinstance(e, Request)] == [(True, b"")]
-    client.server.finish(1, b"no")
-    kinds = [(frame.kind, frame.payload) for frame in client.frames()]
-    assert kinds == [(Kind.HEADERS, b"no"), (Kind.RST_STREAM, number(Code.NO_ERROR))]
+    client.server.finish(1, TAIL)
+    *_, tail, reset = client.frames()
+    assert (tail.kind, tail.fields) == (Kind.HEADERS, {b"name": b"tail"})
+    assert (reset.kind, reset.payload) == (Kind.RST_STREAM, number(Code.NO_ERROR))
     assert client.ask(3, b"next")
+
+
+def test_too_many_headers_reset_their_stream_alone() -> None:
+    client = Client()
+    many = encode([(b":method", b"POST"), (b":path", b"/s/M"), *[(b"a", b"b")] * 200])
+    assert client.send(Kind.HEADERS, END_HEADERS | END_STREAM, 1, many) == []
+    assert [(frame.kind, frame.stream_id) for frame in client.frames()] == [(Kind.RST_STREAM, 1)]
+    assert client.ask(3) == [Request(3, {":method": "POST", ":path": "/s/M"}, b"")]
 
 
 def test_the_client_gets_back_the_room_it_has_filled() -> None:
     client = Client()
-    client.ask(1)
-    received: list[frames.Frame] = []
-    for _ in range(1400):
-        client.send(Kind.DATA, 0, 1, bytes(frames.MAX_FRAME_BYTES))  # of a stream that has ended
+    received: list[Frame] = []
+    for stream in range(1, 801, 2):
+        client.send(Kind.HEADERS, END_HEADERS, stream, BLOCK)
+        for _ in range(6):
+            client.send(Kind.DATA, 0, stream, bytes(frames.MAX_FRAME_BYTES))
+        client.send(Kind.DATA, END_STREAM, stream)
+        client.server.finish(stream, TAIL)
         received += client.frames()
     returned = [f for f in received if f.kind == Kind.WINDOW_UPDATE and f.stream_id == 0]
     assert sum(struct.unpack(">I", frame.payload)[0] for frame in returned) > 16 << 20
@@ -156,7 +220,7 @@ def test_pings_and_settings_are_acknowledged_and_unknown_frames_ignored() -> Non
     client.send(Kind.PING, ACK, 0, b"12345678")
     client.send(Kind.PING, 0, 0, b"12345678")
     client.send(Kind.SETTINGS, 0, 0, struct.pack(">HI", 0x99, 1))
-    assert client.frames() == [
+    assert [frame[:4] for frame in client.frames()] == [
         (Kind.PING, ACK, 0, b"12345678"),
         (Kind.SETTINGS, ACK, 0, b""),
     ]
@@ -167,20 +231,33 @@ def test_after_the_farewell_only_calls_under_way_go_on() -> None:
     client.ask(1)
     client.server.go_away()
     client.server.go_away()
-    assert [frame.kind for frame in client.frames()] == [Kind.GOAWAY]
+    (farewell,) = client.frames()
+    assert (farewell.kind, farewell.payload[:4]) == (Kind.GOAWAY, number(1))
     assert client.ask(3) == []
-    client.server.finish(1, b"tail")
-    assert [(frame.kind, frame.stream_id) for frame in client.frames()] == [
-        (Kind.RST_STREAM, 3),
-        (Kind.HEADERS, 1),
-    ]
+    assert not client.server.closed
+    client.server.finish(1, TAIL)
+    assert [(frame.kind, frame.stream_id) for frame in client.frames()] == [(Kind.HEADERS, 1)]
+    client.send(Kind.PING, 0, 0, bytes(8))
+    assert client.server.closed
 
 
-def test_too_many_calls_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_makes_more_calls_at_once_than_allowed_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http2, "MOST_STREAMS", 2)
     client = Client()
-    assert [len(client.ask(stream)) for stream in (1, 3, 5)] == [1, 1, 0]
-    assert client.frames() == [(Kind.RST_STREAM, 0, 5, number(Code.REFUSED_STREAM))]
+    assert [len(client.ask(stream)) for stream in (1, 3)] == [1, 1]
+    assert client.ask(5) == [Gone(1), Gone(3)]
+    assert client.server.closed
+
+
+def test_a_fault_of_ours_under_the_library_is_raised_above_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = Client()
+    monkeypatch.setattr(http2, "Request", None)
+    with pytest.raises(TypeError):
+        client.ask(1)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +266,7 @@ def test_too_many_calls_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         (Kind.HEADERS, END_HEADERS, 2, BLOCK, Code.PROTOCOL_ERROR),
         (Kind.HEADERS, END_HEADERS, 0, BLOCK, Code.PROTOCOL_ERROR),
         (Kind.HEADERS, END_HEADERS, 1, b"\x80", Code.COMPRESSION_ERROR),
-        (Kind.HEADERS, END_HEADERS | PADDED, 1, b"\xff", Code.PROTOCOL_ERROR),
+        (Kind.HEADERS, END_HEADERS | PADDED, 1, b"\xff" + bytes(9), Code.PROTOCOL_ERROR),
         (Kind.CONTINUATION, END_HEADERS, 1, BLOCK, Code.PROTOCOL_ERROR),
         (Kind.DATA, 0, 1, b"", Code.PROTOCOL_ERROR),
         (Kind.DATA, 0, 0, b"", Code.PROTOCOL_ERROR),
@@ -201,7 +278,7 @@ def test_too_many_calls_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         (Kind.SETTINGS, 0, 0, struct.pack(">HI", 4, 1 << 31), Code.FLOW_CONTROL_ERROR),
         (Kind.SETTINGS, 0, 0, struct.pack(">HI", 5, 1), Code.PROTOCOL_ERROR),
         (Kind.PING, 0, 0, b"", Code.FRAME_SIZE_ERROR),
-        (Kind.PUSH_PROMISE, 0, 1, b"", Code.PROTOCOL_ERROR),
+        (Kind.PUSH_PROMISE, 0, 1, bytes(4), Code.PROTOCOL_ERROR),
         (Kind.DATA, 0, 1, bytes(frames.MAX_FRAME_BYTES + 1), Code.FRAME_SIZE_ERROR),
     ],
 )
@@ -237,7 +314,7 @@ def test_no_frames_make_it_fail_in_another_way(
     for kind, flags, stream, payload in sent:
         for event in client.send(kind, flags, stream, payload):
             if isinstance(event, Request):
-                client.server.begin(event.stream_id, b"head")
+                client.server.begin(event.stream_id, HEAD)
                 client.server.write(event.stream_id, b"body")
-                client.server.finish(event.stream_id, b"tail")
+                client.server.finish(event.stream_id, TAIL)
         client.frames()
