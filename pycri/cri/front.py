@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -26,6 +27,8 @@ _READ_BYTES: Final = 256 << 10
 _MOST_UNSENT: Final = 1 << 20
 """A client that reads so little is not listened to."""
 _BACKLOG: Final = 128
+_REST_S: Final = 0.5
+"""How long nobody is accepted after that has failed."""
 
 
 class Call:
@@ -251,6 +254,7 @@ class Front:
         self._posted: collections.deque[Callable[[], None]] = collections.deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopped = False
+        self._full_since_s = 0.0
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
 
     def start(self) -> None:
@@ -283,7 +287,7 @@ class Front:
     def _run(self) -> None:
         _go_first()
         while not self._stopped:
-            for fd, mask in self._epoll.poll():
+            for fd, mask in self._epoll.poll(_REST_S if self._full_since_s else None):
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
                     while self._posted:
@@ -292,6 +296,7 @@ class Front:
                     self._serve(fd, mask)
                 elif fd == self._listener.fileno():
                     self._accept()
+            self._listen_again()
 
     def _serve(self, fd: int, mask: int) -> None:
         peer, goes_on = self._peers[fd], True
@@ -313,10 +318,19 @@ class Front:
         except BlockingIOError:
             return
         except OSError as error:
+            # Descriptors or memory are used up; it waits in the queue until there are some again.
             _log.error("a client cannot be accepted", error=str(error))
+            self._full_since_s = time.monotonic()
+            self._epoll.modify(self._listener, 0)
             return
         sock.settimeout(0)
         self._peers[sock.fileno()] = Peer(sock, self._epoll, self._max_message_bytes)
+
+    def _listen_again(self) -> None:
+        rested = self._full_since_s and time.monotonic() - self._full_since_s >= _REST_S
+        if rested and self._listener.fileno() >= 0:
+            self._full_since_s = 0.0
+            self._epoll.modify(self._listener, select.EPOLLIN)
 
     def _stop_listening(self) -> None:
         if self._listener.fileno() >= 0:

@@ -299,6 +299,37 @@ def test_the_daemon_serves_without_the_grpc_library() -> None:
     assert done.stdout == "False\n"
 
 
+OUT_OF_DESCRIPTORS = """
+import os, resource, socket, sys, time
+from pycri.cri.front import Front
+listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+front = Front(listener, lambda call: None, max_message_bytes=1000)
+front.start()
+free = os.dup(0)
+os.close(free)
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+client.connect(sys.argv[1])
+used = time.process_time()
+time.sleep(0.3)
+assert time.process_time() - used < 0.1, "it spins"
+resource.setrlimit(resource.RLIMIT_NOFILE, (free + 10, hard))
+client.settimeout(10)
+client.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n")
+assert client.recv(100)
+front.close()
+"""
+
+
+def test_without_a_descriptor_for_it_a_client_waits_until_there_is_one(path: str) -> None:
+    command = [sys.executable, "-c", OUT_OF_DESCRIPTORS, path]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.returncode == 0, done.stderr
+    assert "a client cannot be accepted" in done.stderr
+    os.unlink(path)
+
+
 def test_messages_of_errors_travel_whole_in_any_language(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         world.sandboxes.failure = OSError(5, "100% Ääh\n日本")
