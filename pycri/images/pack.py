@@ -12,7 +12,6 @@ attributes, and nothing that is not in the archive. The last form, for a layer w
 be made again, tells the folder's digest (tree_digest.py).
 """
 
-import json
 import os
 import stat
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from pycri.errors import CorruptImage
+from pycri.images.answering import Answer, answer
 from pycri.images.attributes import FOREIGN_XATTRS
 from pycri.images.blobs import Hashed, PlainInput
 from pycri.images.claims import NOTHING, Claims, claims_path, join, read_claims, real_path
@@ -29,10 +29,8 @@ from pycri.images.recipes import read_recipe
 from pycri.images.sparse import SparseMap
 from pycri.images.tar import Member, read_members
 from pycri.images.tree_digest import digest_tree
-from pycri.images.unpack import FULL_DISK
 from pycri.images.unpacking import MOST_BYTES, OPAQUE
 from pycri.kernel.paths import open_beneath
-from pycri.kernel.priority import work_behind
 
 _PIECE: Final = 1024 * 1024
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -235,9 +233,7 @@ def _write_all(fd: int, piece: memoryview) -> None:
         piece = piece[os.write(fd, piece) :]
 
 
-def _answer(
-    folder: str, recipe: str = "", diff_id: str = "", output: str = ""
-) -> dict[str, int | str]:
+def _do(folder: str, recipe: str = "", diff_id: str = "", output: str = "") -> Answer:
     if recipe:
         return {
             "size_bytes": pack(folder, recipe, diff_id, None if output == "check" else int(output))
@@ -250,17 +246,8 @@ def _answer(
 
 
 def main() -> None:
-    """Do as the arguments say; print what came of it. A bad layer is an answer, not a failure."""
-    work_behind()
-    answer: dict[str, int | str]
-    try:
-        answer = _answer(*sys.argv[1:])
-    except CorruptImage as error:
-        answer = {"kind": "corrupt", "message": str(error)}
-    except OSError as error:
-        kind = "full" if error.errno in FULL_DISK else "failed"
-        answer = {"kind": kind, "message": str(error)}
-    os.write(1, json.dumps(answer).encode())
+    """Do as the arguments say; print what came of it."""
+    answer(lambda: _do(*sys.argv[1:]), bounded=False)
 
 
 if __name__ == "__main__":

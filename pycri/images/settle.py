@@ -13,7 +13,6 @@ So layers stay as they are, shared and verified by diff id, and only this depend
 beneath. A process for the same reasons as `unpack.py`; `settler.py` is the daemon's side.
 """
 
-import json
 import os
 import stat
 import sys
@@ -21,13 +20,12 @@ from contextlib import ExitStack
 from typing import Final
 
 from pycri.errors import CorruptImage
+from pycri.images.answering import answer
 from pycri.images.attributes import Attributes, read_attributes, set_attributes
 from pycri.images.claims import Claims, read_claims
 from pycri.images.directories import Directories
 from pycri.images.merged import Entry, look, open_root, resolve
-from pycri.images.unpack import FULL_DISK
 from pycri.images.writeback import sync_and_measure
-from pycri.kernel.priority import work_behind
 from pycri.kernel.trees import Measure
 
 _PAGE: Final = 4096
@@ -132,19 +130,9 @@ def settle(folder: str, claims: str, layers: tuple[str, ...]) -> Measure:
 
 
 def main() -> None:
-    """Do as the arguments say; print what came of it. A bad layer is an answer, not a failure."""
-    work_behind()
-    os.umask(0)
+    """Do as the arguments say; print what came of it."""
     folder, claims, *layers = sys.argv[1:]
-    answer: dict[str, int | str]
-    try:
-        answer = settle(folder, claims, tuple(layers))._asdict()
-    except CorruptImage as error:
-        answer = {"kind": "corrupt", "message": str(error)}
-    except OSError as error:
-        kind = "full" if error.errno in FULL_DISK else "failed"
-        answer = {"kind": kind, "message": str(error)}
-    os.write(1, json.dumps(answer).encode())
+    answer(lambda: settle(folder, claims, tuple(layers))._asdict(), bounded=True)
 
 
 if __name__ == "__main__":

@@ -16,27 +16,21 @@ Beside it are the layer's claims (claims.py), if it has any.
 """
 
 import contextlib
-import errno
-import json
 import os
-import resource
 import sys
 from typing import Final, NamedTuple
 
 from pycri.errors import CorruptImage
 from pycri.images.ahead import ahead
+from pycri.images.answering import answer
 from pycri.images.blobs import BlobInput, Hashed, PlainInput, decompressed
 from pycri.images.claims import claims_path, write_claims
 from pycri.images.recipes import RecipeWriter
 from pycri.images.tree_digest import digest_tree
 from pycri.images.unpacking import MOST_BYTES, Unpacking
 from pycri.images.writeback import sync_and_measure, written_back
-from pycri.kernel.priority import work_behind
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
-_MOST_MEMORY: Final = 1024**3
-"""Of address space. zstd may want 128 MiB; what a layer's names take is up to the archive."""
 
 
 class Unpacked(NamedTuple):
@@ -96,22 +90,8 @@ def unpack_blob(
 
 
 def main() -> None:
-    """Unpack standard input; print what came of it. A bad layer is an answer, not a failure."""
-    work_behind()
-    os.umask(0)
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
-    answer: dict[str, int | str]
-    try:
-        answer = unpack_blob(0, *sys.argv[1:5])._asdict()
-    except CorruptImage as error:
-        answer = {"kind": "corrupt", "message": str(error)}
-    except MemoryError:
-        words = f"the layer's tar takes more than {_MOST_MEMORY} bytes of memory to unpack"
-        answer = {"kind": "corrupt", "message": words}
-    except OSError as error:
-        kind = "full" if error.errno in FULL_DISK else "failed"
-        answer = {"kind": kind, "message": str(error)}
-    os.write(1, json.dumps(answer).encode())
+    """Unpack standard input; print what came of it."""
+    answer(lambda: unpack_blob(0, *sys.argv[1:5])._asdict(), bounded=True)
 
 
 if __name__ == "__main__":
