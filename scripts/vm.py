@@ -30,6 +30,7 @@ KERNEL = "linux-image-amd64"
 KERNEL_OPTIONS = ("console=ttyS0", "panic=-1", "random.trust_cpu=on")
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 BUSYBOX = Path("/bin/busybox")
+SYSTEMD = "/lib/systemd/systemd --unit=command.service"
 HANDED_ON = ("PATH", "TERM", "XDG_CACHE_HOME", "PYCRI_TEST_TIME_FACTOR")
 """Variables that the command gets from us."""
 TIMED_OUT = 124
@@ -65,11 +66,25 @@ mount -t cgroup2 -o nsdelegate cgroup2 /root/sys/fs/cgroup
 ip link set lo up
 hostname pycri-vm
 cat /command >/root/run/command
-exec switch_root /root {busybox} sh /run/command
+mkdir -p /root/run/systemd/system
+cat /unit >/root/run/systemd/system/command.service
+rm -f /root/.dockerenv  # a container's, which this is not
+exec switch_root /root {process_1}
+"""
+
+UNIT = f"""\
+# What systemd starts, with what any service needs, and nothing else that the host has enabled.
+[Unit]
+Description=the command of scripts/vm
+
+[Service]
+ExecStart={BUSYBOX} sh /run/command
+TimeoutStartSec=infinity
 """
 
 COMMAND = """\
-# Process 1 of the guest: run the command with a terminal of its own, and reap what is left to us.
+# Process 1 of the guest, or its child: run the command with a terminal of its own, and reap what is
+# left to us.
 stty -F /dev/ttyS1 {terminal}
 stty -F /dev/ttyS2 raw
 cd {folder}
@@ -91,6 +106,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=1800, help="seconds, the boot included")
     parser.add_argument("--memory", type=int, default=3072, help="of the guest, in MiB")
     parser.add_argument("--kernel-option", action="append", default=[], help="as security=selinux")
+    parser.add_argument("--systemd", action="store_true", help="as process 1 of the guest")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="default: a shell")
     options = parser.parse_args()
     if platform.machine() != "x86_64":
@@ -99,7 +115,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vm-") as name:
         folder = Path(name)
         script = render_command(options.command or ["sh"], options.timeout)
-        write_initramfs(folder, kernel, script)
+        process_1 = SYSTEMD if options.systemd else f"{BUSYBOX} sh /run/command"
+        write_initramfs(folder, kernel, process_1, script)
         kernel_options = " ".join((*KERNEL_OPTIONS, *options.kernel_option))
         return boot(folder, kernel, kernel_options, options.memory, options.timeout)
 
@@ -136,10 +153,10 @@ def boot(folder: Path, kernel: Path, kernel_options: str, memory_mib: int, timeo
     return NO_STATUS
 
 
-def write_initramfs(folder: Path, kernel: Path, command: str) -> None:
-    """Write `folder`/initramfs: busybox, the modules for the shared root, and two scripts.
+def write_initramfs(folder: Path, kernel: Path, process_1: str, command: str) -> None:
+    """Write `folder`/initramfs: busybox, the modules for the shared root, two scripts, a unit.
 
-    command: the second script, for process 1 once it has the root.
+    process_1: what becomes process 1 once it has the root. command: the second script.
     """
     root = folder / "root"
     for name in ("bin", "modules", "proc", "sys", "dev", "lower", "upper", "root"):
@@ -153,7 +170,9 @@ def write_initramfs(folder: Path, kernel: Path, command: str) -> None:
         "kernel": kernel,
         "release": modules[0].relative_to(kernel / "lib/modules").parts[0],
         "busybox": BUSYBOX,
+        "process_1": process_1,
     }
+    (root / "unit").write_text(UNIT)
     (root / "init").write_text(INIT.format(**words))
     (root / "command").write_text(command)
     for program in ("init", "bin/busybox"):
