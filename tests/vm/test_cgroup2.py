@@ -13,18 +13,20 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 MODULES = (
+    "faults/test_kill.py",
     "kernel/test_device_filter.py",
     "kernel/test_overlay.py",
     "system/test_cgroup2.py",
     "system/test_exec.py",
     "system/test_lifecycle.py",
     "system/test_metrics.py",
+    "system/test_namespaces.py",
     "system/test_propagation.py",
     "system/test_resources.py",
     "system/test_stats.py",
     "system/test_stop.py",
 )
-GUEST_TIMEOUT_S = 900
+GUEST_TIMEOUT_S = 1200
 TEST_TIMEOUT_S = 400
 
 

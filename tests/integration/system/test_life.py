@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.integration.system.test_resources import GREEDY, group_files, made_group
-from tests.world.daemon import Node, is_running, parse_log, wait_until
+from tests.world.daemon import Node, is_running, parse_log, refused, wait_until
 from tests.world.images import Images
 
+SYSTEMD = os.path.isdir("/run/systemd/system")
 MEBIBYTE = 1 << 20
 LIMITED = {"memory_limit_in_bytes": 32 * MEBIBYTE}
 CHILD_KILLED = f"sh -c '{GREEDY}'; echo child ended with $?"
@@ -99,9 +101,8 @@ def test_an_oom_kill_for_the_pod_s_limit_is_its_container_s(node: Node, images: 
         assert ended(node, quiet) == (137, "Error")
 
 
+@pytest.mark.skipif(SYSTEMD, reason="systemd runs here: its slices are its own")
 def test_a_slice_is_made_where_systemd_would_have_it(node: Node, images: Images) -> None:
-    if os.path.isdir("/run/systemd/system"):
-        pytest.skip("systemd runs here: its slices are its own")
     outer = f"/{node.name}.slice"
     inner = f"{outer}/{node.name}-burstable.slice"
     with made_group(outer), made_group(inner):
@@ -110,6 +111,12 @@ def test_a_slice_is_made_where_systemd_would_have_it(node: Node, images: Images)
         groups = Path(f"/proc/{node.pid(container)}/cgroup").read_text()
         assert f":{inner}/{container}" in groups
         node.clear()
+
+
+@pytest.mark.skipif(not SYSTEMD, reason="no systemd runs here: a slice is but a name")
+def test_a_slice_is_systemd_s_to_make(node: Node) -> None:
+    with refused(grpc.StatusCode.UNIMPLEMENTED, "cgroup_parent", "cgroupfs"):
+        node.run_pod("life", linux={"cgroup_parent": "kubepods-burstable.slice"})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
