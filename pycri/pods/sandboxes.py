@@ -222,6 +222,8 @@ class Sandboxes:
                     await ended
             except TimeoutError as error:
                 raise Unavailable(f"the init of pod sandbox {pod.id} does not end") from error
+        elif task not in tasks:  # spawner and monitor died at once, and nobody holds it
+            await asyncio.to_thread(self._groups.kill, self._init_group(pod))
         await self._spawner.forget(task)
 
     async def _clean_up(self, pod: PodRecord) -> None:
@@ -234,11 +236,13 @@ class Sandboxes:
         await self._catalogue.remove_pod(pod.id)
 
     def _remove_files(self, pod: PodRecord) -> None:
-        parent = pod.spec.cgroup_parent
-        leaf = cgroup_path(parent, self._cgroup_parent, pod.id, pod.id)
+        leaf = self._init_group(pod)
         # A parent that the caller gave stays the caller's; one of our own goes with the pod.
-        self._groups.remove(leaf if parent else os.path.dirname(leaf))
+        self._groups.remove(leaf if pod.spec.cgroup_parent else os.path.dirname(leaf))
         self._layout.remove_pod(pod.id)
+
+    def _init_group(self, pod: PodRecord) -> str:
+        return cgroup_path(pod.spec.cgroup_parent, self._cgroup_parent, pod.id, pod.id)
 
     def _lock(self, pod_id: PodId) -> asyncio.Lock:
         return self._locks.setdefault(pod_id, asyncio.Lock())

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from pycri.cri.api import runtime_v1_pb2 as cri
+from tests.integration.system.test_pod_init import host_pid_of_init
 from tests.world.daemon import Node, is_running, parse_log, wait_until
 from tests.world.images import Images
 
@@ -190,6 +191,21 @@ def test_all_three_can_die_one_after_the_other(own_node: Node, images: Images) -
     node.touch(container, "/tmp/stop")
     assert ended_as(node, container) == known("spawner", 5)
     assert node.log(container)[-1].content.startswith("end ")
+
+
+def test_a_pod_s_init_does_not_survive_spawner_and_monitor_both(
+    own_node: Node, images: Images
+) -> None:
+    """Nobody holds it any more, and its pod is stopped: it was left, with its group."""
+    node = own_node
+    pod = node.run_pod("orphan", namespaces={"pid": cri.POD})
+    container = node.run_container(pod, images["busybox"], command=["sleep", "600"])
+    init, first = host_pid_of_init(node), node.pid(container)
+    for pid in [node.pid_of("monitor"), node.pid_of("spawner")]:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_running(init), what="the end of the pod's init")
+    assert not is_running(first)
+    wait_until(lambda: node.pod_status(pod).state == cri.SANDBOX_NOTREADY, what="the pod's stop")
 
 
 def test_a_service_manager_s_restart_ends_nothing(own_node: Node, images: Images) -> None:
