@@ -108,6 +108,7 @@ class ReadyNetworks:
         If the block fails nothing of it stays. Raises: InvalidRequest naming an annotation.
         """
         ready = await self._take(spec)
+        self._wanted.set()  # not before it is taken: who keeps them looks when this is set
         if ready is None:
             yield None
             return
@@ -120,7 +121,6 @@ class ReadyNetworks:
         self.ids.discard(ready.pod_id)
 
     async def _take(self, spec: PodSpec) -> ReadyNetwork | None:
-        self._wanted.set()
         if not self._ready or not may_share_defaults(spec):
             return None
         preparation = await self._network.preparing(spec)

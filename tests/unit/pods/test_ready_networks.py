@@ -41,7 +41,8 @@ class World:
         self.prepared: dict[PodId, str] = {}
         self.harmed: set[PodId] = set()
         self.possible = True
-        self.made = self.failed = 0
+        self.slow: Callable[[], Awaitable[None]] | None = None
+        self.made = self.failed = self.looks = 0
 
     def reach(self, step: str) -> None:
         if step in self.failing:
@@ -57,6 +58,10 @@ class World:
         return SandboxStarted(request=0, init_pid=None, marks=()), os.open("/dev/null", os.O_RDONLY)
 
     async def preparing(self, spec: PodSpec | None = None) -> "World | None":
+        if spec is None:
+            self.looks += 1
+        elif self.slow is not None:
+            await self.slow()
         return self if self.possible else None
 
     def terms(self) -> str:
@@ -137,6 +142,22 @@ def test_a_pod_gets_one_that_is_ready_and_another_is_made(tmp_path: Path) -> Non
             os.fstat(lent.netlink_fd)
         await until(lambda: ready.count == SIZE)
         assert world.made == SIZE + 1
+        await remove(world, lent.pod_id)
+
+    play(tmp_path, body)
+
+
+def test_another_is_made_for_one_taken_while_all_was_found_well(tmp_path: Path) -> None:
+    async def body(world: World, ready: ReadyNetworks) -> None:
+        async def look_meanwhile() -> None:
+            looks = world.looks
+            ready.look()
+            await until(lambda: world.looks > looks)
+
+        world.slow = look_meanwhile
+        async with ready.lent(SPEC) as lent:
+            assert lent is not None
+        await until(lambda: ready.count == SIZE)
         await remove(world, lent.pod_id)
 
     play(tmp_path, body)
