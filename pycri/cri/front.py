@@ -103,14 +103,15 @@ class Peer:
             return False
         with self._lock:
             events = self._connection.receive(data)
-            callbacks = [one for event in events for one in self._note_gone(event)]
-            callbacks += self._take_drained()
+            drained = self._take_drained()
             self._flush()
-        for callback in callbacks:
+        for callback in drained:
             callback()
-        for event in events:
+        for event in events:  # in their order: a call may be made and given up in one read
             if isinstance(event, Request):
                 self._receive(event, take)
+            else:
+                self._tell_gone(event)
         return not self._connection.closed
 
     def write(self) -> None:
@@ -167,9 +168,9 @@ class Peer:
             self._closed = True
             self._epoll.unregister(self._socket)
             self._socket.close()
-            callbacks = [one for gone in self._connection.close() for one in self._note_gone(gone)]
-        for callback in callbacks:
-            callback()
+            everybody = self._connection.close()
+        for gone in everybody:
+            self._tell_gone(gone)
 
     def _receive(self, request: Request, take: Callable[[Call], None]) -> None:
         """Have a request taken, if it is a call."""
@@ -199,13 +200,17 @@ class Peer:
             self._connection.finish(request.stream_id, fields)
             self._flush()
 
-    def _note_gone(self, event: Request | Gone) -> list[Callable[[], None]]:
-        """Return whom to tell that the client is gone."""
-        if not isinstance(event, Gone) or not (call := self._calls.pop(event.stream_id, None)):
-            return []
-        call.gone = True
-        self._behind.pop(event.stream_id, None)
-        return [one for one in (call.when_gone, call.when_drained) if one]
+    def _tell_gone(self, gone: Gone) -> None:
+        """Tell those whom it concerns that the client does not want the answer."""
+        with self._lock:
+            if not (call := self._calls.pop(gone.stream_id, None)):
+                return
+            call.gone = True
+            self._behind.pop(call.stream_id, None)
+            callbacks = call.when_gone, call.when_drained
+        for callback in callbacks:
+            if callback:
+                callback()
 
     def _take_drained(self) -> list[Callable[[], None]]:
         """Return whom to tell that nothing waits any more."""

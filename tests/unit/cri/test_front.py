@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
+from google.protobuf.message import Message
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceStub
@@ -25,7 +26,9 @@ from tests.world.http2 import END_HEADERS, END_STREAM, PREFACE, Kind
 
 WAIT_S = 10
 LIST = b"/runtime.v1.RuntimeService/ListPodSandbox"
+EXEC = b"/runtime.v1.RuntimeService/ExecSync"
 EMPTY = bytes(5)
+WAITING = pb.ExecSyncRequest(container_id="x", cmd=["wait"])
 
 
 @pytest.fixture
@@ -52,6 +55,25 @@ def pod_request() -> pb.RunPodSandboxRequest:
     return pb.RunPodSandboxRequest(config=pb.PodSandboxConfig(metadata=metadata))
 
 
+def request(stream: int, path: bytes, body: bytes, **headers: bytes) -> bytes:
+    """Return the frames of a whole request."""
+    fields = {
+        b":method": b"POST",
+        b":path": path,
+        b"content-type": b"application/grpc",
+        **{name.replace("_", "-").encode(): value for name, value in headers.items()},
+    }
+    return http2.frame(Kind.HEADERS, END_HEADERS, stream, http2.encode(fields.items())) + (
+        http2.frame(Kind.DATA, END_STREAM, stream, body)
+    )
+
+
+def message(request: Message) -> bytes:
+    """Return the body of a call."""
+    data = request.SerializeToString()
+    return b"\0" + len(data).to_bytes(4, "big") + data
+
+
 class RawClient:
     """Speaks frames; everything it expects comes within WAIT_S."""
 
@@ -72,14 +94,7 @@ class RawClient:
         self._socket.sendall(data)
 
     def ask(self, stream: int, path: bytes = LIST, body: bytes = EMPTY, **headers: bytes) -> None:
-        fields = {
-            b":method": b"POST",
-            b":path": path,
-            b"content-type": b"application/grpc",
-            **{name.replace("_", "-").encode(): value for name, value in headers.items()},
-        }
-        self.send(http2.frame(Kind.HEADERS, END_HEADERS, stream, http2.encode(fields.items())))
-        self.send(http2.frame(Kind.DATA, END_STREAM, stream, body))
+        self.send(request(stream, path, body, **headers))
 
     def frame(self) -> http2.Frame:
         while (frame := self._reader.frame()) is None:
@@ -261,12 +276,27 @@ def test_what_is_no_call_is_refused_and_the_connection_goes_on(
     play(path, scene)
 
 
+def test_a_call_given_up_in_the_moment_it_is_made_does_not_go_on(path: str) -> None:
+    def ask() -> None:
+        with RawClient(path) as client:
+            given_up = http2.number_frame(Kind.RST_STREAM, 1, http2.Code.CANCEL)
+            client.send(request(1, EXEC, message(WAITING)) + given_up)
+            client.ask(3)
+            assert client.end(3)[b"grpc-status"] == b"0"
+
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        await asyncio.to_thread(ask)
+        await RuntimeServiceStub(channel).RunPodSandbox(pod_request())  # behind the other
+        if world.execs.entered.is_set():
+            await world.execs.cancelled.wait()
+
+    play(path, scene)
+
+
 def test_the_server_keeps_a_deadline_that_its_client_does_not(path: str) -> None:
     def ask() -> None:
         with RawClient(path) as client:
-            body = pb.ExecSyncRequest(container_id="x", cmd=["wait"]).SerializeToString()
-            framed = b"\0" + len(body).to_bytes(4, "big") + body
-            client.ask(1, b"/runtime.v1.RuntimeService/ExecSync", framed, grpc_timeout=b"50m")
+            client.ask(1, EXEC, message(WAITING), grpc_timeout=b"50m")
             found = client.end(1)
             assert found[b"grpc-status"] == b"4"
 
