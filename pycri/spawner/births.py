@@ -99,7 +99,7 @@ class Birth:
         self.marks = [StageMark(stage="fork", at_ns=time.monotonic_ns())]
         self.received: dict[str, int] = {}
         self._broken: Broken | None = None
-        self._ready = False
+        self._ready = self._abandoned = False
 
     @property
     def failed(self) -> bool:
@@ -116,6 +116,15 @@ class Birth:
             if received is None:
                 return True
             self._note(*received)
+
+    def abandon(self) -> None:
+        """Kill the child, also if it moves on meanwhile; it then fails like any other.
+
+        Its pids are its own until it has settled: nothing of it is collected before.
+        """
+        self._abandoned = True
+        self.read()
+        os.kill(self.pid, signal.SIGKILL)
 
     def failure(self, request: int) -> Failed:
         """Return what went wrong, as an answer to the daemon."""
@@ -157,6 +166,8 @@ class Birth:
                 self._broken = message
             case Moved():
                 self.pid = message.pid
+                if self._abandoned:
+                    os.kill(self.pid, signal.SIGKILL)
             case Ready():
                 self._ready = True
                 self.marks.append(StageMark(stage="identity", at_ns=message.at_ns))
@@ -226,8 +237,7 @@ class Nursery:
     def abandon(self) -> None:
         """Kill all that have not executed yet; each then fails and is cleaned up as ever."""
         for birth in self._births.values():
-            # Not collected yet, so the pid is still its own.
-            os.kill(birth.pid, signal.SIGKILL)
+            birth.abandon()
 
     def remove(self, birth: Birth) -> None:
         """Forget a birth that has settled."""
