@@ -112,7 +112,13 @@ def wipe(settings: Settings) -> None:
         spawner_socket = launch.connect(settings) or launch.start(settings, host)
         asyncio.run(_wipe(settings, host, spawner_socket))
         Groups(host).remove_if_empty(settings.cgroup_parent)
-        shutil.rmtree(settings.run_dir)
+        shutil.rmtree(settings.run_dir, onerror=_pass_over_missing)
+
+
+def _pass_over_missing(_: object, __: str, failure: tuple[object, BaseException, object]) -> None:
+    """The spawner, which ends at the same time, removes its sockets itself."""
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]
 
 
 @contextlib.asynccontextmanager
