@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """bpf(2): programs for the kernel, as far as device filters need them."""
 
-import ctypes  # noqa: TID251 - one of its four homes
+import ctypes  # noqa: TID251 - one of its homes
 import os
 
 from pycri.kernel.foreign import check, syscall

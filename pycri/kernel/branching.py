@@ -6,7 +6,7 @@ its execve frees all of that again before it has succeeded: two milliseconds. A 
 its parent's memory, as posix_spawn(3) does it, takes a tenth.
 """
 
-import ctypes  # noqa: TID251 - one of its four homes
+import ctypes  # noqa: TID251 - one of its homes
 import mmap
 import os
 import signal

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import ctypes  # noqa: TID251 - one of its four homes
+import ctypes  # noqa: TID251 - one of its homes
 import os
 
 libc = ctypes.CDLL(None, use_errno=True)

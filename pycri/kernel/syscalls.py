@@ -8,7 +8,7 @@ Numbers are those of the unified table (asm-generic), the same on x86-64 and arm
 
 from __future__ import annotations
 
-import ctypes  # noqa: TID251 - one of its four homes
+import ctypes  # noqa: TID251 - one of its homes
 import enum
 import errno
 import os

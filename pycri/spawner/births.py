@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 
 from pycri.kernel import namespaces, process
@@ -193,11 +193,15 @@ class Nursery:
         return self._is_wanted and self._waiting is None and not self._births
 
     def prepare(self) -> None:
-        """Fork the child that waits for the next order (`orders.py`)."""
+        """Fork the child that waits for the next order (`orders.py`).
+
+        If there can be none now, that order makes do without.
+        """
         self._is_wanted = False
-        self._waiting = self._fork(
-            (), lambda channel, report: await_order(channel, self._around, report)
-        )
+        with suppress(OSError):
+            self._waiting = self._fork(
+                (), lambda channel, report: await_order(channel, self._around, report)
+            )
 
     def begin(self, order: Order, target: int) -> Birth:
         """Have an order performed by a child. target: pidfd of whose pid namespace to join, or -1.

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a child that has not executed yet when nobody waits for it any more."""
+"""Children that have not executed yet: abandoned, or not to be had at all."""
 
+import errno
+import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
-from pycri.spawner.births import Birth, Stdio
+from pycri.kernel import process
+from pycri.spawner.births import Birth, Nursery, Stdio
 from pycri.spawner.report import Report
+from pycri.spawner.surroundings import Surroundings
 from pycri.wire.channel import Channel
 
 
@@ -18,9 +23,9 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
     """What a child is, and what it goes on as."""
     started = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
     yield started
-    for process in started:
-        process.kill()
-        process.wait()
+    for one in started:
+        one.kill()
+        one.wait()
 
 
 @pytest.mark.parametrize("tells_late", [False, True])
@@ -43,3 +48,18 @@ def test_a_child_that_moves_on_is_killed_where_it_has_gone(
         assert second.wait(10) == -signal.SIGKILL
         assert birth.failed
         birth.close()
+
+
+class _Around:
+    empty_mounts_fd = pod_init_fd = -1
+
+
+def test_a_fork_ahead_that_fails_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Callable[[], object]) -> int:
+        raise OSError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(process, "fork", fail)
+    nursery = Nursery(cast(Surroundings, _Around()), lambda: None)
+    before = len(os.listdir("/proc/self/fd"))
+    nursery.prepare()
+    assert len(os.listdir("/proc/self/fd")) == before
