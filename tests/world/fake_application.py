@@ -2,13 +2,14 @@
 """A CRI server whose application is fake: small, in memory, and able to wait or fail on demand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
 import msgspec
 
+from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.image_service import ImageService
 from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
@@ -29,6 +30,8 @@ from pycri.pods.events import Events
 
 POD = PodId("a" * 64)
 IMAGE = ImageId("sha256:" + "c" * 64)
+WAIT_S = 10
+"""How long a scene may take."""
 
 
 class FakeSandboxes:
@@ -327,3 +330,24 @@ class FakeDaemon:
             grpc.aio.insecure_channel(f"unix:{self.path}") as channel,
         ):
             yield channel
+
+
+Scene = Callable[[FakeDaemon, grpc.aio.Channel], Awaitable[None]]
+
+
+def play(path: str, scene: Scene) -> FakeDaemon:
+    """Run a scene against a fresh server, and return what it was played with."""
+
+    async def run() -> FakeDaemon:
+        world = FakeDaemon(path)
+        async with asyncio.timeout(WAIT_S), world.serve() as channel:
+            await scene(world, channel)
+        return world
+
+    return asyncio.run(run())
+
+
+def pod_request() -> pb.RunPodSandboxRequest:
+    """Return what asks for the one pod there is."""
+    metadata = pb.PodSandboxMetadata(name="web", uid="u", namespace="ns")
+    return pb.RunPodSandboxRequest(config=pb.PodSandboxConfig(metadata=metadata))

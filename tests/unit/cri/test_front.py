@@ -6,9 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -21,38 +19,13 @@ from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceStub
 from pycri.model.events import Event, EventKind
 from pycri.model.ids import PodId
 from tests.world import http2
-from tests.world.fake_application import POD, FakeDaemon
+from tests.world.fake_application import POD, WAIT_S, FakeDaemon, play, pod_request
 from tests.world.http2 import END_HEADERS, END_STREAM, PREFACE, Kind
 
-WAIT_S = 10
 LIST = b"/runtime.v1.RuntimeService/ListPodSandbox"
 EXEC = b"/runtime.v1.RuntimeService/ExecSync"
 EMPTY = bytes(5)
 WAITING = pb.ExecSyncRequest(container_id="x", cmd=["wait"])
-
-
-@pytest.fixture
-def path() -> Iterator[str]:
-    """A short path: sun_path holds 108 bytes."""
-    with tempfile.TemporaryDirectory(prefix="pycri-") as folder:
-        yield f"{folder}/pycri.sock"
-        assert not os.listdir(folder), "the server left something behind"
-
-
-def play(path: str, scene: Callable[[FakeDaemon, grpc.aio.Channel], Awaitable[None]]) -> None:
-    """Run a scene against a fresh server."""
-
-    async def run() -> None:
-        world = FakeDaemon(path)
-        async with asyncio.timeout(WAIT_S), world.serve() as channel:
-            await scene(world, channel)
-
-    asyncio.run(run())
-
-
-def pod_request() -> pb.RunPodSandboxRequest:
-    metadata = pb.PodSandboxMetadata(name="web", uid="u", namespace="ns")
-    return pb.RunPodSandboxRequest(config=pb.PodSandboxConfig(metadata=metadata))
 
 
 def request(stream: int, path: bytes, body: bytes, **headers: bytes) -> bytes:
@@ -114,6 +87,15 @@ class RawClient:
                     return found
 
 
+def add_large_pods(world: FakeDaemon) -> None:
+    """Make lists take six megabytes, with copies of the one pod there is."""
+    (pod,) = world.sandboxes.pods.values()
+    spec = msgspec.structs.replace(pod.spec, annotations={"a": "x" * 300_000})
+    for number in range(20):
+        copy = msgspec.structs.replace(pod, id=PodId(str(number)), spec=spec)
+        world.sandboxes.pods[copy.id] = copy
+
+
 def test_who_only_looks_does_not_wait_for_the_event_loop(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         await RuntimeServiceStub(channel).RunPodSandbox(pod_request())
@@ -156,11 +138,7 @@ def test_many_calls_at_once_that_wait_do_not_hold_up_a_listing(path: str) -> Non
 def test_a_reader_that_takes_nothing_is_sent_no_more_than_it_has_room_for(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         await RuntimeServiceStub(channel).RunPodSandbox(pod_request())
-        (pod,) = world.sandboxes.pods.values()
-        spec = msgspec.structs.replace(pod.spec, annotations={"a": "x" * 300_000})
-        for number in range(20):
-            copy = msgspec.structs.replace(pod, id=PodId(str(number)), spec=spec)
-            world.sandboxes.pods[copy.id] = copy
+        add_large_pods(world)
 
         def read() -> int:
             with RawClient(path, initial_window_size=100_000) as client:
@@ -188,11 +166,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_list_is_forgotten(path: str) ->
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub = RuntimeServiceStub(channel)
         await stub.RunPodSandbox(pod_request())
-        (pod,) = world.sandboxes.pods.values()
-        spec = msgspec.structs.replace(pod.spec, annotations={"a": "x" * 300_000})
-        for number in range(20):
-            copy = msgspec.structs.replace(pod, id=PodId(str(number)), spec=spec)
-            world.sandboxes.pods[copy.id] = copy
+        add_large_pods(world)
 
         def leave() -> None:
             for reset in (True, False):

@@ -7,8 +7,6 @@ import json
 import os
 import socket
 import stat
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,7 @@ from pycri.errors import PycriError
 from pycri.images.progress import LayerProgress
 from pycri.model.events import Event, EventKind
 from pycri.model.ids import Digest, PodId
-from tests.world.fake_application import POD, FakeDaemon
-
-WAIT_S = 10
+from tests.world.fake_application import POD, WAIT_S, FakeDaemon, play, pod_request
 
 SERVED = {
     "UpdateContainerResources",
@@ -43,31 +39,6 @@ SERVED = {
     "PodSandboxStats", "ListPodSandboxStats", "StreamPodSandboxStats",
     "Exec", "Attach", "PortForward",
 }  # fmt: skip
-
-
-@pytest.fixture
-def path() -> Iterator[str]:
-    """A short path: sun_path holds 108 bytes."""
-    with tempfile.TemporaryDirectory(prefix="pycri-") as folder:
-        yield f"{folder}/pycri.sock"
-        assert not os.listdir(folder), "the server left something behind"
-
-
-def play(path: str, scene: Callable[[FakeDaemon, grpc.aio.Channel], Awaitable[None]]) -> FakeDaemon:
-    """Run a scene against a fresh server."""
-
-    async def run() -> FakeDaemon:
-        world = FakeDaemon(path)
-        async with asyncio.timeout(WAIT_S), world.serve() as channel:
-            await scene(world, channel)
-        return world
-
-    return asyncio.run(run())
-
-
-def pod_request() -> pb.RunPodSandboxRequest:
-    metadata = pb.PodSandboxMetadata(name="web", uid="u", namespace="ns")
-    return pb.RunPodSandboxRequest(config=pb.PodSandboxConfig(metadata=metadata))
 
 
 async def failure(call: Any) -> tuple[grpc.StatusCode, str]:
