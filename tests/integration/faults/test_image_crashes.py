@@ -6,6 +6,7 @@ what was not synced is lost, as when the power goes; then it is mounted again, b
 """
 
 import asyncio
+import itertools
 import os
 import random
 import shutil
@@ -107,28 +108,33 @@ KINDS = pytest.mark.parametrize(
 )
 
 
+def crashing(
+    disk: CrashingDisk, kind: int, original: Callable[..., Any], last: int, after: bool
+) -> Callable[..., Any]:
+    """Return what does as `original`, and in its call number `last` crashes the disk."""
+    numbers = itertools.count(1)
+
+    def call(*arguments: Any) -> Any:
+        is_last = next(numbers) == last
+        if is_last and not after:
+            disk.crash(kind)
+        result = original(*arguments)
+        if is_last and after:
+            disk.crash(kind)
+        return result
+
+    return call
+
+
 @KINDS
 @pytest.mark.parametrize("step", list(STEPS))
 def test_a_crash_at_a_step_leaves_whole_images_only(
     step: str, kind: int, disk: CrashingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, name, after = STEPS[step]
-    original = getattr(module, name)
-    calls = 0
-
-    def crashing(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        # Of three layers, one is whole by then.
-        last = {"_save_images": 1, "_replace_synced": 3}.get(name, 2)
-        if calls == last and not after:
-            disk.crash(kind)
-        result = original(*arguments)
-        if calls == last and after:
-            disk.crash(kind)
-        return result
-
-    monkeypatch.setattr(module, name, crashing)
+    # Of three layers, one is whole by then.
+    last = {"_save_images": 1, "_replace_synced": 3}.get(name, 2)
+    monkeypatch.setattr(module, name, crashing(disk, kind, getattr(module, name), last, after))
     assert not crash_in(disk, pull)
 
 
@@ -147,20 +153,7 @@ def test_a_crash_while_claims_are_settled_leaves_whole_images_only(
     step: str, kind: int, disk: CrashingDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, last, after = SETTLING[step]
-    original = getattr(layers, name)
-    calls = 0
-
-    def crashing(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == last and not after:
-            disk.crash(kind)
-        result = original(*arguments)
-        if calls == last and after:
-            disk.crash(kind)
-        return result
-
-    monkeypatch.setattr(layers, name, crashing)
+    monkeypatch.setattr(layers, name, crashing(disk, kind, getattr(layers, name), last, after))
     lower = Layer().directory("d", mode=0o750).file("d/file", os.urandom(20_000))
     image = build_image([lower.tar(), Layer().hardlink("d/new", "d/file").tar()], {})
 
