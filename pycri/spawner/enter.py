@@ -35,7 +35,6 @@ def start_exec(
     groups = Groups.make(plan.cgroup, report, around)
     report.doing(f"oom_score_adj {plan.process.oom_score_adj}")
     process.write_oom_score_adj(plan.process.oom_score_adj)
-    report.reached("cgroup")
     confinement = Confinement.prepare(plan.process, plan.container, report, pidfd)
     set_limits(plan.process, around, report)
     choose_pid_namespace(pidfd, report)
