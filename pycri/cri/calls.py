@@ -34,9 +34,9 @@ from pycri.logs import Field, Log, request_id
 
 _READING = re.compile(
     r"Version|Status|RuntimeConfig|(PodSandbox|Container|Image)(Status|Stats)|ImageFsInfo"
-    r"|(List|Stream)\w+"
+    r"|(List|Stream)\w+|Exec|Attach|PortForward"
 )
-"""Calls that change nothing."""
+"""Calls that change nothing. The last three return a URL; what comes of it is logged by itself."""
 _CANCELLED_WITH_CLIENT = ("PullImage", "ExecSync")
 
 _log = Log("cri")

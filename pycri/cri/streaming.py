@@ -13,11 +13,11 @@ class StreamingService:
     def __init__(self, streaming: Streaming) -> None:
         self._streaming = streaming
 
-    async def Exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
+    def Exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
         return pb.ExecResponse(url=self._streaming.url(decode_exec(request)))
 
-    async def Attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
+    def Attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
         return pb.AttachResponse(url=self._streaming.url(decode_attach(request)))
 
-    async def PortForward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
+    def PortForward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
         return pb.PortForwardResponse(url=self._streaming.url(decode_port_forward(request)))

@@ -11,9 +11,9 @@ A session has up to five channels, whatever carries them:
     3       error   us       error                        3      at the end: see status.py
     4       resize  client   resize                       4      {"Width": 80, "Height": 24}
 
-    SPDY       channel.k8s.io (v1), v2 ... v4.channel.k8s.io. The process is started when the
-               client has opened all streams that the request asks for; resize is there with a tty,
-               from v3 on. Either side half-closes its way with FIN. In v1 we close ours of stdin at
+    SPDY       channel.k8s.io (v1), v2 ... v4.channel.k8s.io. `Ready` is when the client
+               has opened all streams that the request asks for; resize is there with a tty, from
+               v3 on. Either side half-closes its way with FIN. In v1 we close ours of stdin at
                once.
     WebSocket  "", channel.k8s.io (both as v1), v4.channel.k8s.io, v5.channel.k8s.io; the kinds
                base64.* carry text: the number as a digit, then base64. All channels are there at
@@ -72,7 +72,7 @@ class Channel(enum.IntEnum):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """All channels are there: the process can start."""
+    """All channels are there."""
 
 
 class Stdin(msgspec.Struct, frozen=True):

@@ -51,13 +51,13 @@ class CommandSession:
         self._begun = asyncio.Event()
         self._stdio: Stdio | None = None
 
-    async def run(self, first: bytes) -> str:
-        """Serve to the end; return how it came. first: what has come from the client already.
+    async def run(self, answer: bytes, first: bytes) -> str:
+        """Serve to the end; return how it came. As Listener.run.
 
         Raises OSError when the client was lost.
         """
-        reading: asyncio.Task[str] = asyncio.create_task(self._listener.run(first))
         working = asyncio.create_task(self._work())
+        reading = asyncio.create_task(self._listener.run(answer, first))
         stopping = asyncio.create_task(self._context.stopping.wait())
         idle = asyncio.create_task(self._context.wait_idle(self._wire))
         tasks: list[asyncio.Task[Any]] = [reading, working, stopping, idle]
@@ -107,29 +107,43 @@ class CommandSession:
                 self._stdio.refuse(channel)
 
     async def _work(self) -> Outcome:
-        """Start the process once all channels are there, and carry its output to its end."""
+        """Start the process, and carry its output to its end once all channels are there.
+
+        A command starts while its client still opens them: its pipes hold what it prints. One that
+        has a terminal wants to know its size, and an attachment may be the last there can be of the
+        container's stdin: these start when the client is there.
+        """
+        request = self._request
+        early = isinstance(request, ExecRequest) and not request.tty
+        failure = await self._start() if early else None
         try:
             async with asyncio.timeout(self._context.creation_timeout_s):
                 await self._ready.wait()
         except TimeoutError:
             return Failure("timed out waiting for the client's streams")
-        try:
-            self._stdio = await self._start()
-        except PycriError as error:
-            return Failure(str(error))
-        except Exception as error:  # noqa: BLE001  the edge: the client is told that it failed
-            _log.exception("cannot start a session", error)
-            return Failure(f"{type(error).__name__}: {error}")
+        if not early:
+            failure = await self._start()
+        if failure is not None:
+            return failure
+        assert self._stdio is not None
         self._begun.set()
-        return await self._stdio.carry(self._request)
+        return await self._stdio.carry(request)
 
-    async def _start(self) -> Stdio:
+    async def _start(self) -> Failure | None:
+        """Start the process; return why it cannot be."""
         sessions, request = self._context.sessions, self._request
         if isinstance(request, ExecRequest):
             call = sessions.exec(request)
         else:
             call = sessions.attach(request)
-        return self._around(await self._context.obtain(call, self._dispose))
+        try:
+            self._stdio = self._around(await self._context.obtain(call, self._dispose))
+        except PycriError as error:
+            return Failure(str(error))
+        except Exception as error:  # noqa: BLE001  the edge: the client is told that it failed
+            _log.exception("cannot start a session", error)
+            return Failure(f"{type(error).__name__}: {error}")
+        return None
 
     async def _dispose(self, process: Process) -> None:
         """End what was started for a client that left meanwhile."""

@@ -40,12 +40,12 @@ class Context:
 
         What it returns is disposed of if the caller is cancelled meanwhile.
         """
-        task = asyncio.create_task(self.ask(call))
+        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, self.daemon))
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(answer)
         except asyncio.CancelledError:
             with contextlib.suppress(PycriError):
-                await dispose(await task)
+                await dispose(await answer)
             raise
 
     async def wait_idle(self, wire: Wire) -> None:

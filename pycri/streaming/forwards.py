@@ -101,12 +101,12 @@ class ForwardSession:
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = False
 
-    async def run(self, first: bytes) -> str:
-        """Serve to the end; return how it came. first: what has come from the client already.
+    async def run(self, answer: bytes, first: bytes) -> str:
+        """Serve to the end; return how it came. As Listener.run.
 
         Raises OSError when the client was lost.
         """
-        reading = asyncio.create_task(self._listener.run(first))
+        reading = asyncio.create_task(self._listener.run(answer, first))
         stopping = asyncio.create_task(self._context.stopping.wait())
         idle = asyncio.create_task(self._context.wait_idle(self._wire))
         tasks: list[asyncio.Task[Any]] = [reading, stopping, idle]

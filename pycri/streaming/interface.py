@@ -4,8 +4,8 @@
 The life of an exec:
 
     CRI Exec      Sessions.admit(request)        now, or the caller gets the error, and no URL
-    client comes  all its streams are there
-                  Sessions.exec(request)         starts the process: -> Process
+    client comes  Sessions.exec(request)         starts the process: -> Process
+                  all its streams are there      with a terminal, and of an attach: before the start
                   bytes flow, Process.resize
                   Process.wait()                 -> exit code, sent to the client as its status
                   what the descriptors hold is sent; they are closed

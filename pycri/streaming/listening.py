@@ -37,8 +37,12 @@ class Listener(Generic[Event]):
         self._buffers = context.buffers
         self._act = act
 
-    async def run(self, first: bytes) -> str:
-        """Take what the client sends until it leaves; return how it did. Raises OSError."""
+    async def run(self, answer: bytes, first: bytes) -> str:
+        """Send `answer`, take what the client sends until it leaves; return how it did.
+
+        first: what has come from the client already. Raises OSError.
+        """
+        await self._wire.send(answer)
         left = await self._take(memoryview(first))
         while not left:
             await self._wire.wait_readable()

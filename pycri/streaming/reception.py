@@ -11,6 +11,8 @@ import asyncio
 import socket
 import ssl
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 from pycri.errors import ProtocolViolation
 from pycri.logs import Field, Log
@@ -110,8 +112,7 @@ class Reception:
             _log.info("request refused", status=refusal.status, reason=str(refusal))
             await wire.send(reader.refuse(refusal))
             return
-        await wire.send(answer)
-        await self._run(session, asked, protocol, reader.behind())
+        await _account(session.run(answer, reader.behind()), asked, protocol)
 
     async def _read_request(self, wire: Wire, reader: UpgradeReader) -> UpgradeRequest:
         with self._context.buffers.borrowed() as buffer:
@@ -147,21 +148,6 @@ class Reception:
             wire, WebSocketChannels(asked, version, text=text), asked, self._context
         )
 
-    async def _run(self, session: Session, asked: Request, protocol: str, first: bytes) -> None:
-        """Serve the session, and log how it ended."""
-        start = time.monotonic()
-        fields: dict[str, Field] = {"protocol": protocol}
-        if isinstance(asked, PortForwardRequest):
-            fields["pod"] = asked.pod_id
-        else:
-            fields["container"] = asked.container_id
-        try:
-            end = await session.run(first)
-        except OSError as error:
-            end = f"the client was lost: {error}"
-        ms = (time.monotonic() - start) * 1000
-        _log.info("session ended", kind=type(asked).__name__, end=end, ms=ms, **fields)
-
 
 def _protocols(asked: Request, transport: Transport) -> tuple[str, ...]:
     if isinstance(asked, PortForwardRequest):
@@ -181,3 +167,19 @@ def _port_channels(asked: PortForwardRequest, transport: Transport, protocol: st
         reason = f"{len(asked.port)} ports were asked for, this protocol carries 1 to {most}"
         raise Refusal(400, reason)
     return WebSocketPorts(asked.port, text=text)
+
+
+async def _account(session: Coroutine[Any, Any, str], asked: Request, protocol: str) -> None:
+    """Serve a session, and log how it ended."""
+    start = time.monotonic()
+    fields: dict[str, Field] = {"protocol": protocol}
+    if isinstance(asked, PortForwardRequest):
+        fields["pod"] = asked.pod_id
+    else:
+        fields["container"] = asked.container_id
+    try:
+        end = await session
+    except OSError as error:
+        end = f"the client was lost: {error}"
+    ms = (time.monotonic() - start) * 1000
+    _log.info("session ended", kind=type(asked).__name__, end=end, ms=ms, **fields)

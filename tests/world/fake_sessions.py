@@ -60,6 +60,10 @@ class ChildProcess:
             os.close(pidfd)
         return self._child.wait() & 255
 
+    def wait_ended(self) -> None:
+        """Wait until it has ended by itself; it is collected later."""
+        os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
+
     async def end(self) -> None:
         if self._child.poll() is None:
             os.killpg(self._child.pid, signal.SIGKILL)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pycri.cri.api import runtime_v1_pb2 as cri
-from tests.world.commands import Command
+from tests.world.commands import SPDY_PROTOCOLS, Command
 from tests.world.daemon import Node, wait_until
 from tests.world.images import Images
-from tests.world.sessions import TRANSPORTS, attach, forward, start_exec
+from tests.world.sessions import TRANSPORTS, attach, exec_url, forward, start_exec
+from tests.world.spdy import connect_spdy
 
 both_transports = pytest.mark.parametrize("transport", TRANSPORTS)
 ECHO = "while read line; do echo out $line; done; echo end of stdin; sleep 600"
@@ -74,6 +75,20 @@ def test_the_end_of_the_daemon_ends_execs_and_leaves_no_process(
     wait_alone(own_node, container)
     assert own_node.status(container).state == cri.CONTAINER_RUNNING
     assert start_exec(own_node, container, "true", transport=transport).finish().exit_code == 0
+
+
+def test_the_end_of_the_daemon_ends_an_exec_whose_client_has_no_streams_yet(
+    own_node: Node, container: str
+) -> None:
+    url = exec_url(own_node, container, "sh", "-c", "trap '' HUP; while :; do sleep 601; done")
+    connection, _ = connect_spdy(url, SPDY_PROTOCOLS)
+    wait_until(
+        lambda: "sleep 601" in own_node.shell(container, "ps -o args"), what="an early start"
+    )
+    own_node.kill("daemon")
+    connection.close()
+    own_node.start()
+    wait_alone(own_node, container)
 
 
 def test_the_end_of_the_daemon_hangs_up_execs_at_once(own_node: Node, container: str) -> None:

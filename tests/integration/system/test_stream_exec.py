@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.world.commands import SpdyCommand, WebSocketCommand
+from tests.world.commands import SPDY_PROTOCOLS, SpdyCommand, WebSocketCommand
 from tests.world.daemon import Node, is_running, wait_until
 from tests.world.images import Images
 from tests.world.sessions import TRANSPORTS, digest, exec_url, start_exec
-from tests.world.spdy import FRAME
+from tests.world.spdy import FRAME, connect_spdy
 
 PROMPT = b"# \x1b[6n"
 """Of busybox's shell, which asks the terminal where the cursor is."""
@@ -377,6 +377,14 @@ def test_many_at_once_do_not_mix_their_data(node: Node, container: str) -> None:
         session.close_stdin()
     for number, session in enumerate(sessions):
         assert session.finish().stdout == b"%d\n" % number * 10_000
+
+
+def test_a_client_that_opens_no_streams_leaves_no_process(node: Node, container: str) -> None:
+    url = exec_url(node, container, "sleep", "610")
+    connection, _ = connect_spdy(url, SPDY_PROTOCOLS)
+    wait_until(lambda: "sleep 610" in commands(node, container), what="a start without streams")
+    connection.close()
+    wait_gone(node, container, "sleep 610")
 
 
 def test_clients_that_hang_up_at_any_moment_leave_nothing(node: Node, container: str) -> None:

@@ -123,18 +123,6 @@ class TestRequests:
 
 
 class TestStreams:
-    def test_streams_that_do_not_come_are_waited_for_only_so_long(self) -> None:
-        async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
-            url = server.url(shell("true"))
-            client = await Client.connect(url)
-            await client.upgrade_spdy(url, "v4.channel.k8s.io")
-            streams = await client.open("error", "stdout")
-            status = await finish(client, streams)
-            assert "timed out" in str(status["message"])
-            assert not sessions.processes
-
-        play(scene, impatient(creation_timeout_s=0.2))
-
     def test_broken_frames_are_told_on_the_error_stream_and_end_the_process(self) -> None:
         broken = {
             "not zlib": frames.control(1, struct.pack("!IIH", 99, 0, 0) + b"\xff" * 8),
