@@ -12,9 +12,8 @@ The program tries the rules in order; the first that fits allows; none denies.
 """
 
 import os
-import struct
 
-from pycri.kernel.bpf import bpf_prog_attach, bpf_prog_load
+from pycri.kernel.bpf import bpf_prog_attach, bpf_prog_load, instruction
 from pycri.model.plan import DeviceRule
 
 _PROG_TYPE_CGROUP_DEVICE = 15
@@ -41,12 +40,12 @@ _RESULT, _CONTEXT, _KIND, _WANTED, _MAJOR, _MINOR = range(6)
 def assemble(rules: tuple[DeviceRule, ...]) -> bytes:
     """Return the program for an allow list: eight bytes an instruction."""
     program = [
-        _instruction(_LOAD_WORD, _KIND, _CONTEXT, 0),
-        _instruction(_AND_IMMEDIATE, _KIND, immediate=0xFFFF),
-        _instruction(_LOAD_WORD, _WANTED, _CONTEXT, 0),
-        _instruction(_SHIFT_RIGHT, _WANTED, immediate=16),
-        _instruction(_LOAD_WORD, _MAJOR, _CONTEXT, 4),
-        _instruction(_LOAD_WORD, _MINOR, _CONTEXT, 8),
+        instruction(_LOAD_WORD, _KIND, _CONTEXT, 0),
+        instruction(_AND_IMMEDIATE, _KIND, immediate=0xFFFF),
+        instruction(_LOAD_WORD, _WANTED, _CONTEXT, 0),
+        instruction(_SHIFT_RIGHT, _WANTED, immediate=16),
+        instruction(_LOAD_WORD, _MAJOR, _CONTEXT, 4),
+        instruction(_LOAD_WORD, _MINOR, _CONTEXT, 8),
     ]
     for rule in rules:
         allow = _assemble_rule(rule)
@@ -83,24 +82,17 @@ def _assemble_rule(rule: DeviceRule) -> list[bytes]:
     if access != _ALL_ACCESS:
         # All that is wanted must be among what is allowed: wanted & allowed == wanted.
         before = [
-            _instruction(_MOVE_REGISTER, _CONTEXT, _WANTED),
-            _instruction(_AND_IMMEDIATE, _CONTEXT, immediate=access),
+            instruction(_MOVE_REGISTER, _CONTEXT, _WANTED),
+            instruction(_AND_IMMEDIATE, _CONTEXT, immediate=access),
         ]
         tests.append((_JUMP_UNLESS_EQUAL_REGISTER, _CONTEXT, _WANTED, 0))
     allow = _return(1)
     jumps = [
-        _instruction(code, target, source, len(tests) - index - 1 + len(allow), immediate)
+        instruction(code, target, source, len(tests) - index - 1 + len(allow), immediate)
         for index, (code, target, source, immediate) in enumerate(tests)
     ]
     return [*before, *jumps, *allow]
 
 
 def _return(value: int) -> list[bytes]:
-    return [_instruction(_MOVE_IMMEDIATE, _RESULT, immediate=value), _instruction(_EXIT)]
-
-
-def _instruction(
-    code: int, target: int = 0, source: int = 0, offset: int = 0, immediate: int = 0
-) -> bytes:
-    # struct bpf_insn: code, target and source registers in a byte, offset, immediate.
-    return struct.pack("=BBhi", code, source << 4 | target, offset, immediate)
+    return [instruction(_MOVE_IMMEDIATE, _RESULT, immediate=value), instruction(_EXIT)]

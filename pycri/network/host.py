@@ -5,9 +5,10 @@ The bridge is ours if it has no addresses but those we gave it (the gateways of 
 recorded before. All calls block.
 """
 
+import contextlib
 import errno
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from pycri import errors
 from pycri.config import NetworkSettings
@@ -83,8 +84,15 @@ def find_link(host: Netlink, name: str) -> Link | None:
 
 def delete_link(host: Netlink, name: str) -> None:
     """Delete a link; absent is fine."""
-    try:
+    with absent_is_fine():
         host.delete_link(name)
+
+
+@contextlib.contextmanager
+def absent_is_fine() -> Iterator[None]:
+    """Take no notice of a link that is not there, or not any more."""
+    try:
+        yield
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise

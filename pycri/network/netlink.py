@@ -41,6 +41,7 @@ _NEW = sockets.CREATE | sockets.EXCLUSIVE
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWNEIGH = 28
 
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBi")  # struct ifaddrmsg: family, prefix length, flags, scope, index
@@ -55,6 +56,8 @@ _INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _EXT_FILTER_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_NODAD = 0x02
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, index, state, flags, type
+_NUD_STATIC, _NTF_MASTER, _NDA_LLADDR = 0x02 | 0x40, 0x04, 2  # NUD_REACHABLE | NUD_NOARP
 _RT_SCOPE_LINK = 253
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST = 254, 3, 1
@@ -131,6 +134,15 @@ class Netlink(NetlinkSocket):
         info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, peer))
         body = _link(name, u32(_IFLA_MASTER, master), u32(_IFLA_MTU, mtu), info, up=True)
         self.change([Request(_RTM_NEWLINK, body, _NEW), _hairpin(name)])
+
+    def pin_mac(self, index: int, mac_address: str) -> None:
+        """Have the bridge know that a MAC is behind its port `index`, without learning it.
+
+        It forgets what it learnt, after five minutes without a frame, and sends to all ports then.
+        """
+        header = _NEIGHBOUR.pack(socket.AF_BRIDGE, index, _NUD_STATIC, _NTF_MASTER, 0)
+        body = header + mac(_NDA_LLADDR, mac_address)
+        self.change([Request(_RTM_NEWNEIGH, body, sockets.CREATE | sockets.REPLACE)])
 
     def configure_pod(
         self, addresses: Sequence[InterfaceAddress], gateways: Sequence[Address], mac_address: str

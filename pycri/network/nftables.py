@@ -62,6 +62,11 @@ class Ruleset:
         self._endpoints: dict[PodId, Endpoint] = {}
         self._generation = 0
 
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        """Those that the tables are for."""
+        return list(self._endpoints.values())
+
     def replace(self, ranges: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
         """Write the tables for pods of these ranges. Raises: Unavailable if nft fails."""
         self._ranges = tuple(ranges)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the network thread does to the kernel: bridge, links, rules, queues, connection tracking.
+"""What the network thread does to the kernel: bridge, links, rules, queues, the short way, flows.
 
 For one thread, which RTNL would make of several anyway; all calls block. `bridge.py` decides.
 """
@@ -19,8 +19,9 @@ from pycri.model.ranges import InterfaceAddress, Network, gateway_of
 from pycri.network import flows, host, hostports, shaping
 from pycri.network.annotations import Bandwidth
 from pycri.network.ipam import Endpoint
-from pycri.network.netlink import POD_INTERFACE, Netlink
+from pycri.network.netlink import POD_INTERFACE, Link, Netlink
 from pycri.network.nftables import Ruleset
+from pycri.network.shortcut import Shortcut
 
 _log = Log("network")
 
@@ -53,6 +54,7 @@ class Plumbing:
         self._host_end = host_end
         self._netlink: Netlink | None = None
         self._ruleset = Ruleset(settings, prefix, host_end)
+        self._shortcut: Shortcut | None = None
         self._bridge_index = 0
 
     def check_host(self, ranges: Sequence[Network], ours: Collection[InterfaceAddress]) -> None:
@@ -66,15 +68,20 @@ class Plumbing:
             it only if others have changed rules.
         """
         self._bridge_index = host.ensure_bridge(self._host, self._settings, ranges)
-        for link in self._host.list_links():
-            if link.name.startswith(self._prefix) and link.master != self._bridge_index:
-                self._host.set_master(link.name, self._bridge_index)
+        ends = [link for link in self._host.list_links() if link.name.startswith(self._prefix)]
+        strays = [link for link in ends if link.master != self._bridge_index]
+        for link in strays:
+            self._host.set_master(link.name, self._bridge_index)
         served = _collapsed(self.gateways())
         if endpoints is not None:
             self._ruleset.replace(served, endpoints)
+            if self._shortcut is not None:
+                self._shortcut.close()
+            self._shortcut = Shortcut(self._host)
         else:
             self._ruleset.set_ranges(served)
             self._ruleset.restore()
+        self._lead_to_all(strays if endpoints is None else ends)
 
     def gateways(self) -> list[InterfaceAddress]:
         """Return the bridge's addresses."""
@@ -98,6 +105,7 @@ class Plumbing:
             pod.configure_pod(connection.addresses, gateways, endpoint.mac)
         self._limit(connection)
         self._forget_others(endpoint)
+        self._lead_to(endpoint, self._host.find_index(name))
         self._host.wait_running(name)
         # The bridge sends nothing itself before it has noted the carrier of its first port.
         self._host.wait_running(self._settings.bridge)
@@ -116,6 +124,8 @@ class Plumbing:
     def remove_rules(self, pod_ids: Sequence[PodId]) -> None:
         """Remove what the rules know of pods whose links are gone; absent is fine."""
         self._ruleset.remove(pod_ids)
+        if self._shortcut is not None:
+            self._shortcut.remove(pod_ids)
 
     def check(
         self, endpoints: Sequence[Endpoint], gateways: Collection[InterfaceAddress]
@@ -125,6 +135,7 @@ class Plumbing:
         gateways: addresses that the bridge is to have.
         """
         links = {link.name: link for link in self._host.list_links()}
+        shortcut = self._shortcut.check(links.values()) if self._shortcut else []
         bridge = links.get(self._settings.bridge)
         if bridge is None or not bridge.up:
             return [f"the bridge {self._settings.bridge} is not there, or down"]
@@ -143,7 +154,7 @@ class Plumbing:
             elif link.master != bridge.index or not link.running:
                 found.append(f"pod {endpoint.pod_id}: its link {name} is down or off the bridge")
         found += [f"the link {n} is no pod's" for n in links if n.startswith(self._prefix)]
-        return found + self._ruleset.check()
+        return found + self._ruleset.check() + shortcut
 
     def delete_link(self, name: str) -> None:
         """Delete a link; absent is fine."""
@@ -164,6 +175,8 @@ class Plumbing:
     def close(self) -> None:
         """Close the sockets. Idempotent."""
         self._ruleset.close()
+        if self._shortcut is not None:
+            self._shortcut.close()
         if self._netlink is not None:
             self._netlink.close()
             self._netlink = None
@@ -173,6 +186,23 @@ class Plumbing:
         if self._netlink is None:
             self._netlink = Netlink.open_route()
         return self._netlink
+
+    def _lead_to_all(self, ends: Sequence[Link]) -> None:
+        """Lead to the pods behind these host ends, and look at what leads to the others."""
+        indices = {link.name: link.index for link in ends}
+        for endpoint in self._ruleset.endpoints:
+            index = indices.get(self._host_end(endpoint.pod_id))
+            if index is not None:
+                with host.absent_is_fine():
+                    self._lead_to(endpoint, index)
+        if self._shortcut is not None:
+            self._shortcut.refresh()
+
+    def _lead_to(self, endpoint: Endpoint, index: int) -> None:
+        """Have the bridge, and the short way past it, know where the pod is."""
+        self._host.pin_mac(index, endpoint.mac)
+        if self._shortcut is not None:
+            self._shortcut.add(endpoint, index)
 
     def _limit(self, connection: Connection) -> None:
         bandwidth = connection.bandwidth

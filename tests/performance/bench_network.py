@@ -8,7 +8,8 @@ and pycri with CNI, run Debian's plugins: bridge with host-local addresses, and 
                   part is the difference
     bursts        BURST pods asked for at once, one runtime after the other
     throughput    iperf3 between two pods of the built-in network, over a bare veth pair, and over a
-                  bridge without rules
+                  bridge without rules; on a host whose IP tables do not see what bridges carry, and
+                  on one where they do (br_netfilter)
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from pycri.cri.api import node_v1_pb2, node_v1_pb2_grpc
 from pycri.cri.api import runtime_v1_pb2 as cri
 from tests.performance import bench, containerd, network_report, throughput
 from tests.performance.client import Client
@@ -42,15 +44,28 @@ BURSTS = 3
 WARM_UPS = 2
 SETTLE_S = 0.2
 """Before a pod is run: the kernel removes the links of the last one, and holds a lock meanwhile."""
-SECONDS = 5
+SECONDS = 1
 """Of one measurement of throughput."""
+CALLS_IP_TABLES = tuple(
+    Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}") for name in ("iptables", "ip6tables")
+)
+FIGURES = ("pods", "throughput")
 
 _PORTMAP: containerd.Plugin = {"type": "portmap", "capabilities": {"portMappings": True}}
 _ports = itertools.count(20000)
 
 
 @click.command()
+@click.option(
+    "--figure",
+    "figures",
+    multiple=True,
+    type=click.Choice(FIGURES),
+    default=FIGURES,
+    help="What to measure, again for more; all by default.",
+)
 @click.option("--rounds", default=20, show_default=True, help="Pods of each kind on each.")
+@click.option("--streams", default=30, show_default=True, help="Streams over each path.")
 @click.option("--burst", default=BURST, show_default=True, help="Pods asked for at once.")
 @click.option(
     "--peer",
@@ -60,7 +75,14 @@ _ports = itertools.count(20000)
     help="What to measure beside pycri: containerd with crun; pycri with CNI plugins.",
 )
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write every sample here.")
-def main(rounds: int, burst: int, peers: tuple[str, ...], file: Path | None) -> None:
+def main(
+    figures: tuple[str, ...],
+    rounds: int,
+    streams: int,
+    burst: int,
+    peers: tuple[str, ...],
+    file: Path | None,
+) -> None:
     """Measure pycri's network, beside others if asked for."""
     _check_host(peers)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -83,12 +105,11 @@ def main(rounds: int, burst: int, peers: tuple[str, ...], file: Path | None) -> 
         for client in clients:
             stack.callback(client.close)
             stack.callback(client.clear)
-        report = network_report.Report(
-            host=_read_host(rounds, peers),
-            runtimes=_measure_pods(contestants, clients, rounds=rounds, burst=burst),
-            burst=burst,
-            carried=_measure_throughput(contestants[0], clients[0], rounds=max(rounds // 4, 1)),
-        )
+        report = network_report.Report(host=_read_host(rounds, streams, peers), burst=burst)
+        if "pods" in figures:
+            report.runtimes = _measure_pods(contestants, clients, rounds=rounds, burst=burst)
+        if "throughput" in figures:
+            report.carried = _measure_throughput(contestants[0], clients[0], rounds=streams)
     click.echo(network_report.render(report))
     if file is not None:
         file.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
@@ -115,11 +136,12 @@ def _start_cni(stack: contextlib.ExitStack, folder: Path) -> Contestant:
     )
 
 
-def _read_host(rounds: int, peers: tuple[str, ...]) -> dict[str, str]:
+def _read_host(rounds: int, streams: int, peers: tuple[str, ...]) -> dict[str, str]:
     return {
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Linux {platform.release()}",
         "software": f"Python {platform.python_version()}",
         "rounds": str(rounds),
+        "streams": f"{streams} over each path, {SECONDS} s each",
         **(containerd.read_versions() if "containerd" in peers else {}),
     }
 
@@ -172,13 +194,29 @@ def _measure_throughput(
         address=client.address(other),
     )
     carried: dict[str, list[float]] = {}
+    node = node_v1_pb2_grpc.NodeStub(client.channel)
     with throughput.bare_veth_pair() as bare, throughput.plain_bridge() as bridge:
+        turns = [("", path) for path in (bare, bridge, pods)]
+        if all(file.exists() for file in CALLS_IP_TABLES):
+            turns += [(", br_netfilter", path) for path in (bridge, pods)]
         for number in range(rounds):
             _say(f"throughput {number + 1}/{rounds}")
-            for path in (bare, bridge, pods):
-                carried.setdefault(path.name, []).append(throughput.measure(path, SECONDS))
+            for condition, path in turns if number % 2 == 0 else reversed(turns):
+                _call_ip_tables(node, "1" if condition else "0")
+                rate = throughput.measure(path, SECONDS)
+                carried.setdefault(f"{path.name}{condition}", []).append(rate)
     client.clear()
-    return carried
+    return {
+        f"{path.name}{condition}": carried[f"{path.name}{condition}"] for condition, path in turns
+    }
+
+
+def _call_ip_tables(node: node_v1_pb2_grpc.NodeStub, value: str) -> None:
+    """Say whether IP tables see what bridges carry, and have the daemon look at it."""
+    for file in CALLS_IP_TABLES:
+        if file.exists():
+            file.write_text(value)
+    node.CollectNetwork(node_v1_pb2.CollectNetworkRequest())
 
 
 def _say(text: str) -> None:

@@ -47,7 +47,7 @@ _Response = TypeVar("_Response")
 
 
 class Client:
-    """The kubelet of one contestant. `times` collects milliseconds by call."""
+    """The kubelet of one contestant. `times` collects milliseconds by call. channel: to it."""
 
     def __init__(self, contestant: Contestant, image: str) -> None:
         """image: the reference of busybox."""
@@ -56,9 +56,9 @@ class Client:
         self._image = image
         self._numbers = itertools.count(1)
         self._configs: dict[str, cri.PodSandboxConfig] = {}
-        self._channel = grpc.insecure_channel(f"unix:{contestant.socket}")
-        self._runtime = cri_grpc.RuntimeServiceStub(self._channel)
-        self._images = cri_grpc.ImageServiceStub(self._channel)
+        self.channel = grpc.insecure_channel(f"unix:{contestant.socket}")
+        self._runtime = cri_grpc.RuntimeServiceStub(self.channel)
+        self._images = cri_grpc.ImageServiceStub(self.channel)
         self.times: dict[str, list[float]] = {}
 
     @property
@@ -68,7 +68,7 @@ class Client:
 
     def close(self) -> None:
         """Hang up."""
-        self._channel.close()
+        self.channel.close()
 
     def _timed(
         self, name: str, call: Callable[[_Request, float], _Response], request: _Request

@@ -31,16 +31,17 @@ class Report(msgspec.Struct, kw_only=True):
     """A whole run. host: facts about the machine and the run. carried: bits a second by path."""
 
     host: dict[str, str]
-    runtimes: list[Measured]
     burst: int
+    runtimes: list[Measured] = []
     carried: dict[str, list[float]] = {}
 
 
 def render(report: Report) -> str:
     """Return the report as Markdown."""
     lines = [f"{name}: {value}" for name, value in report.host.items()]
-    lines += ["", *render_table(_run_rows(report.runtimes))]
-    lines += ["", *render_table(_burst_rows(report))]
+    if report.runtimes:
+        lines += ["", *render_table(_run_rows(report.runtimes))]
+        lines += ["", *render_table(_burst_rows(report))]
     if report.carried:
         lines += ["", *render_table(_carried_rows(report.carried))]
     return "\n".join(lines)
@@ -87,7 +88,7 @@ def _burst_rows(report: Report) -> list[list[str]]:
 
 
 def _carried_rows(carried: dict[str, list[float]]) -> list[list[str]]:
-    """The first path is the bare pair, the second the plain bridge (decision 0041)."""
+    """The first path is the bare pair, the second the plain bridge (decision 0048)."""
     header = ["Gbit/s, one stream of TCP", "median", "least", "most"]
     rows = [[*header, "to a bare pair", "to a plain bridge"]]
     references = [median(rates) for rates in list(carried.values())[:2]]

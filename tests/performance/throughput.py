@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much a path between two network namespaces carries: iperf3, one stream of TCP."""
+"""How much a path between two network namespaces carries: iperf3, one stream of TCP.
+
+Sender and receiver have a processor each, the same for all paths: where the scheduler moves them
+to meanwhile would else decide more than the path.
+"""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +80,8 @@ def measure(path: Path, duration_s: int) -> float:
         try:
             wait_until(lambda: _listens(path), what="iperf3 listens")
             send = ["iperf3", "--client", path.address, "--time", str(duration_s), "--json"]
+            processors = sorted(os.sched_getaffinity(0))
+            send += ["--affinity", f"{processors[0]},{processors[-1]}"]
             done = subprocess.run(
                 _inside(path.client, *send), capture_output=True, text=True, check=True
             )
