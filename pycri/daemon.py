@@ -9,6 +9,7 @@ spawner, the monitor and all containers go on.
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import gc
 import os
@@ -29,6 +30,7 @@ from pycri.images.reference import NameDefaults
 from pycri.images.registry import RegistryClient
 from pycri.images.store import ImageRules, ImageStore
 from pycri.kernel.features import probe_host, read_cpu_flags
+from pycri.kernel.priority import go_first
 from pycri.logs import Log
 from pycri.model.host import HostFacts
 from pycri.model.ids import Digest
@@ -112,13 +114,16 @@ def wipe(settings: Settings) -> None:
         spawner_socket = launch.connect(settings) or launch.start(settings, host)
         asyncio.run(_wipe(settings, host, spawner_socket))
         Groups(host).remove_if_empty(settings.cgroup_parent)
-        shutil.rmtree(settings.run_dir, onerror=_pass_over_missing)
+        _remove_run_dir(settings.run_dir)
 
 
-def _pass_over_missing(_: object, __: str, failure: tuple[object, BaseException, object]) -> None:
-    """The spawner, which ends at the same time, removes its sockets itself."""
-    if not isinstance(failure[1], FileNotFoundError):
-        raise failure[1]
+def _remove_run_dir(path: str) -> None:
+    """Remove the folder with all that is in it; where something is mounted on it, it stays."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        if error.errno != errno.EBUSY or error.filename != path:
+            raise
 
 
 @contextlib.asynccontextmanager
@@ -251,7 +256,8 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     # For calls that may block on the disk or on a dying process; the default, by cores, is too few.
-    loop.set_default_executor(ThreadPoolExecutor(_BLOCKING_CALLS_AT_ONCE, "blocking"))
+    blocking = ThreadPoolExecutor(_BLOCKING_CALLS_AT_ONCE, "blocking", initializer=go_first)
+    loop.set_default_executor(blocking)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with _application(settings, host, spawner_socket) as app:
@@ -281,6 +287,8 @@ async def _run_until(stop: asyncio.Event, app: Application, settings: Settings) 
     # What is there by now stays: to look through it again and again would stop calls for 50 ms.
     gc.collect()
     gc.freeze()
+    if not go_first():
+        _log.info("clients wait for their turn on a busy machine: no real-time priority")
     _notify("READY=1")
     _log.info("ready", socket=settings.socket_path, spawner=app.spawner.pid)
     await stop.wait()

@@ -8,6 +8,7 @@ daemon compares what it believes with what still runs. Requests made meanwhile w
 
 import asyncio
 import os
+import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -55,6 +56,7 @@ from pycri.wire.messages import (
 
 _log = Log("spawner")
 _HELLO_DEADLINE_S = 10.0
+_QUIT_DEADLINE_S = 10.0
 _REPLACE_PAUSES_S = (0.01, 0.1, 1.0)
 """Before each further try; the last for ever. A child that a dying spawner has just forked listens
 in its place for the moment that it takes to close what it inherited."""
@@ -221,10 +223,18 @@ class SpawnerClient:
         return {task.id: task for task in _expect(message, Tasks).tasks}
 
     async def quit(self) -> None:
-        """End spawner and monitor. Raises WrongState while a task runs."""
+        """End spawner and monitor, and wait until they have.
+
+        Raises: WrongState while a task runs; Unavailable if they go on.
+        """
         self._closing = True
-        message, _ = await self._ask(lambda n: Quit(request=n))
-        _expect(message, Done)
+        ends = [os.pidfd_open(pid) for pid in (self.pid, self.monitor_pid)]
+        try:
+            message, _ = await self._ask(lambda n: Quit(request=n))
+            _expect(message, Done)
+            await asyncio.to_thread(_wait_ends, ends)
+        finally:
+            close_all(ends)
 
     async def _ask(
         self, message: Callable[[int], DaemonMessage], fds: Sequence[int] = ()
@@ -318,6 +328,14 @@ class SpawnerClient:
         _log.warning("spawner replaced", pid=self.pid)
         if self.on_replaced:
             await self.on_replaced()
+
+
+def _wait_ends(pidfds: Sequence[int]) -> None:
+    for pidfd in pidfds:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_QUIT_DEADLINE_S * 1000):
+            raise Unavailable("the spawner or the monitor does not end")
 
 
 def _settle(future: asyncio.Future[T] | None, result: T) -> bool:

@@ -238,6 +238,15 @@ class Nursery:
             self._waiting[1].close()
             self._waiting = None
 
+    def close(self) -> None:
+        """End the child that waits; there are no others."""
+        if self._waiting is not None:
+            pid, channel = self._waiting
+            channel.close()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._waiting = None
+
     def abandon(self) -> None:
         """Kill all that have not executed yet; each then fails and is cleaned up as ever."""
         for birth in self._births.values():

@@ -257,6 +257,7 @@ class Spawner:
         for task_id in list(self._tasks):
             self._forget(task_id)
         self._pump.close()
+        self._nursery.close()
         self._quitting = True
 
     def _read_birth(self, birth: Birth) -> None:
