@@ -19,6 +19,7 @@ from typing import Final
 from pycri.cri import rpc
 from pycri.http2.connection import Connection, Gone, Request
 from pycri.http2.nghttp2 import Fields
+from pycri.kernel.priority import go_first
 from pycri.logs import Log
 
 _log = Log("front")
@@ -290,7 +291,7 @@ class Front:
         os.eventfd_write(self._wake_fd, 1)
 
     def _run(self) -> None:
-        _go_first()
+        go_first()
         while not self._stopped:
             for fd, mask in self._epoll.poll(_REST_S if self._full_since_s else None):
                 if fd == self._wake_fd:
@@ -350,15 +351,3 @@ class Front:
             peer.close()
         self._peers.clear()
         self._stopped = True
-
-
-def _go_first() -> None:
-    """Let this thread run as soon as it is woken, where that is allowed.
-
-    It works for a fraction of a millisecond at a time, for who may end any process of this node. On
-    a busy machine it would wait for its turn a hundred times as long. Nothing inherits it.
-    """
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    except OSError as error:
-        _log.info("clients wait for their turn on a busy machine", error=str(error))

@@ -40,6 +40,7 @@ from pycri.images.progress import Transfers
 from pycri.images.settler import settle_layer
 from pycri.images.slots import Slot, Slots
 from pycri.images.unpacker import unpack_layer
+from pycri.kernel.priority import at_leisure
 from pycri.kernel.process import read_boot_id
 from pycri.kernel.trees import measure_tree, remove_tree
 from pycri.logs import Log
@@ -281,6 +282,7 @@ class LayerStore:
         task.add_done_callback(self._removals.discard)
 
 
+@at_leisure()
 def is_whole(path: Path, row: LayerRow) -> bool:
     """Tell whether a folder is as it was synced, but for the contents of files."""
     if row.fingerprint is None:
@@ -307,6 +309,7 @@ def _rename_synced(source: Path, target: Path) -> None:
         os.close(fd)
 
 
+@at_leisure()
 def _remove_tree(path: Path) -> None:
     """Remove a folder; what cannot be removed now is swept at the next start."""
     parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -34,6 +34,7 @@ from pycri.images.manifest import (
     suits,
 )
 from pycri.images.reference import NameDefaults, Reference, parse_reference
+from pycri.kernel.priority import at_leisure
 from pycri.model.ids import Digest
 
 _FULL_NAME: Final = "io.containerd.image.name"
@@ -208,6 +209,7 @@ async def _docker_image(archive: Archive, image: _DockerImage) -> ArchivedImage:
     )
 
 
+@at_leisure()
 def _blob_digest(span: Span, diff_id: Digest) -> Digest:
     """Return the digest of a layer as it lies there: its diff id, if it is not compressed."""
     with open_span(span) as file:

@@ -28,6 +28,7 @@ import msgspec
 
 from pycri import errors
 from pycri.config import NetworkSettings
+from pycri.kernel.priority import go_first
 from pycri.logs import Log
 from pycri.model.ids import PodId
 from pycri.model.network import Attachment, Interface
@@ -83,7 +84,7 @@ class BridgeNetwork:
         self._database = database
         prefix = interface_prefix(settings.bridge)
         self._plumbing = Plumbing(settings, prefix, self.interface_name)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
+        self._thread = ThreadPoolExecutor(1, "netlink", initializer=go_first)
         self._leases = Leases(database, self.interface_name, self._delete_link, self._remove_rules)
         self._ranges = parse_ranges(settings.range)
         self._prepared: dict[PodId, Connection] = {}

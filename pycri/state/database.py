@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, Self, TypeVar
 
 from pycri import errors
+from pycri.kernel.priority import go_first
 from pycri.state import conversions
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Database:
         Raises: Unsupported if it was written by a newer version or is not a database;
             OutOfResources if the disk is full; Unavailable if another process is writing it.
         """
-        writer = ThreadPoolExecutor(1, thread_name_prefix="database")
+        writer = ThreadPoolExecutor(1, "database", initializer=go_first)
         try:
             connection = await _run(writer, lambda: _open(path))
         except BaseException:
