@@ -25,7 +25,7 @@ _STACK_BYTES = 1 << 20
 CAN_SHARE = sys.version_info < (3, 14)
 """Later interpreters end a thread that is not on the stack they know it by."""
 
-_LINGER_S = 0.005
+_LINGER_S = 0.02
 """How long the caller stays when it has nothing left to do. To free its memory takes the kernel
 half a millisecond in which that processor does nothing else, when those who wait for what was
 executed are about to be woken there."""

@@ -36,6 +36,7 @@ _mount = prototype("mount", _int, _char_p, _char_p, _char_p, _ulong, _char_p)
 _umount2 = prototype("umount2", _int, _char_p, _int)
 _fstatfs = prototype("fstatfs", _int, _int, _void_p)
 _syncfs = prototype("syncfs", _int, _int)
+_madvise = prototype("madvise", _int, _void_p, _size, _int)
 _tee = prototype("tee", ctypes.c_ssize_t, _int, _int, _size, _uint)
 _prctl = prototype("prctl", _int, _int, _ulong, _ulong, _ulong, _ulong)
 _sethostname = prototype("sethostname", _int, _char_p, _size)
@@ -267,6 +268,11 @@ def syncfs(fd: int) -> None:
 
 
 _IOPRIO_WHO_PROCESS = 1
+
+
+def madvise(start: int, length: int, advice: int) -> None:
+    """Tell the kernel what to do about memory of the caller's."""
+    check(_madvise(start, length, advice))
 
 
 def ioprio_set(priority: int) -> None:

@@ -15,8 +15,10 @@ from functools import partial
 
 from pycri.kernel import namespaces, process
 from pycri.kernel.fds import close_all, close_inherited
+from pycri.kernel.pages import make_own
 from pycri.kernel.syscalls import Clone, setns, unshare
 from pycri.model.ids import TaskId
+from pycri.spawner.habits import Habits
 from pycri.spawner.orders import await_order, perform
 from pycri.spawner.report import Report
 from pycri.spawner.surroundings import Surroundings
@@ -185,6 +187,7 @@ class Nursery:
         self._births: dict[int, Birth] = {}
         self._waiting: tuple[int, Channel] | None = None
         self._is_wanted = False
+        self._habits = Habits()
         self._own_pid_namespace = namespaces.open_own("pid")
 
     @property
@@ -198,10 +201,13 @@ class Nursery:
         If there can be none now, that order makes do without.
         """
         self._is_wanted = False
+        self._habits.learn()
+        written = self._habits.of_children()
         with suppress(OSError):
             self._waiting = self._fork(
-                (), lambda channel, report: await_order(channel, self._around, report)
+                (), lambda channel, report: await_order(channel, self._around, report, written)
             )
+        make_own(self._habits.of_ours())
 
     def begin(self, order: Order, target: int) -> Birth:
         """Have an order performed by a child. target: pidfd of whose pid namespace to join, or -1.
@@ -234,6 +240,7 @@ class Nursery:
 
     def lose(self, pid: int) -> None:
         """Take note that a child has ended, which may be the one that waited."""
+        self._habits.lose(pid)
         if self._waiting is not None and self._waiting[0] == pid:
             self._waiting[1].close()
             self._waiting = None
@@ -270,6 +277,7 @@ class Nursery:
         except OSError:
             channel.close()
             return None
+        self._habits.note(order, pid)
         return pid, channel
 
     def _fork_for(self, order: Order, stdio: Stdio, target: int) -> tuple[int, Channel]:

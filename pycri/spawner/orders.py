@@ -6,8 +6,10 @@ what there is to do. So one child waits, warmed up, for the next order (`Nursery
 """
 
 import os
+from collections.abc import Sequence
 
 from pycri.kernel import process
+from pycri.kernel.pages import Span, make_own
 from pycri.model.ids import TaskId
 from pycri.spawner.enter import start_exec
 from pycri.spawner.init import start_container
@@ -45,11 +47,14 @@ def perform(
             start_exec(order.plan, target, stdio, around, report)
 
 
-def await_order(channel: Channel, around: Surroundings, report: Report) -> None:
+def await_order(
+    channel: Channel, around: Surroundings, report: Report, written: Sequence[Span]
+) -> None:
     """Wait for one order and perform it; the end of the connection, which is `report`'s too, is
-    that of the spawner."""
+    that of the spawner. written: memory that others have written to on this way."""
     process.hide_from_tracing()
     process.set_name("pycri-waiting")
+    make_own(written)
     received = channel.receive(TO_CHILD)
     if received is None:
         os._exit(0)

@@ -78,3 +78,27 @@ def test_the_child_that_waits_holds_nothing_of_a_container(own_node: Node, image
     links = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
     assert not [link for link in links if link.startswith("pipe:") or "pidfd" in link], links
     assert len(links) <= 6, links
+
+
+def test_the_child_that_waits_has_copied_what_those_before_it_wrote_to(
+    own_node: Node, images: Images
+) -> None:
+    node = own_node
+    container = node.run_container(node.run_pod("warm"), images["busybox"], command="sleep 1000")
+
+    def has_learnt() -> bool:
+        before = wait_for_child(node)
+        assert node.exec(container, "true").exit_code == 0
+        wait_until(lambda: not is_running(before), what="the end of who began it")
+        return own_bytes(wait_for_child(node, other_than=before)) > 1 << 20
+
+    # On a busy machine the first one may have ended before it is looked at.
+    wait_until(has_learnt, what="a child with memory of its own")
+
+
+def own_bytes(child: int) -> int:
+    """Return how much memory a child has that it shares with nobody."""
+    for line in Path(f"/proc/{child}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Private_Dirty:"):
+            return int(line.split()[1]) << 10
+    return 0
