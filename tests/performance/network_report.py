@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What networks cost, and how it is shown: tables in Markdown, ratios against the first runtime."""
 
+import random
 from statistics import median
 
 import msgspec
@@ -9,6 +10,8 @@ from tests.performance.report import percentile_95, render_table
 
 HOST, OWN, PORT = "on the host's network", "on its own network", "with a host port"
 """Kinds of pods."""
+
+_DRAWS = 4000
 
 
 class Measured(msgspec.Struct, kw_only=True):
@@ -44,6 +47,7 @@ def render(report: Report) -> str:
         lines += ["", *render_table(_burst_rows(report))]
     if report.carried:
         lines += ["", *render_table(_carried_rows(report.carried))]
+        lines += ["", _render_noise(next(iter(report.carried.values())))]
     return "\n".join(lines)
 
 
@@ -97,3 +101,15 @@ def _carried_rows(carried: dict[str, list[float]]) -> list[list[str]]:
         ratios = [f"{median(rates) / reference:.2f}" for reference in references]
         rows.append([name, *sizes, *ratios])
     return rows
+
+
+def _render_noise(rates: list[float]) -> str:
+    """Tell how far medians of one path's rounds are from each other by chance (bootstrap)."""
+    chance = random.Random(0)
+
+    def draw() -> float:
+        return median(chance.choices(rates, k=len(rates)))
+
+    ratios = sorted(draw() / draw() for _ in range(_DRAWS))
+    low, high = ratios[_DRAWS // 40], ratios[-_DRAWS // 40]
+    return f"By chance alone the bare pair is {low:.2f} to {high:.2f} of itself, 19 times of 20."

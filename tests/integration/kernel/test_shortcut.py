@@ -260,6 +260,20 @@ async def test_an_address_that_another_pod_gets_leads_there(folder: Path) -> Non
 
 
 @as_host
+async def test_a_network_that_was_made_ahead_of_its_pod_has_it_too(folder: Path) -> None:
+    open_way()
+    pod_id = new_id()
+    with Namespace() as first, Namespace() as second:
+        async with network(folder, DUAL) as bridge:
+            await bridge.prepare(pod_id, first.path, first.netlink_fd)
+            ours = Pod(first, pod_id, await attach(bridge, first, pod_id))
+            theirs = Pod(second, new_id(), await attach(bridge, second))
+            drop_what_bridges_carry()
+            for address in theirs.addresses:
+                talk(ours, theirs, address)
+
+
+@as_host
 async def test_a_limit_of_what_a_pod_receives_holds(folder: Path) -> None:
     limit = {INGRESS: str(WANTED_BITS)}
     async with two_pods(folder, {}, limit) as (one, other):
