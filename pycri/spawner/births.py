@@ -186,13 +186,26 @@ class Nursery:
         self._forget = forget
         self._births: dict[int, Birth] = {}
         self._waiting: tuple[int, Channel] | None = None
-        self._is_wanted = False
+        self._is_wanted = self._is_forked = False
         self._habits = Habits()
         self._own_pid_namespace = namespaces.open_own("pid")
 
     @property
-    def wants_child(self) -> bool:
-        """True when it is time to call `prepare`: something was asked for, and nothing is now."""
+    def wants_rest(self) -> bool:
+        """True if there is something to do once nothing is asked for: call `rest` then."""
+        return self._wants_child() or self._is_forked
+
+    def rest(self) -> None:
+        """Prepare for the next order, a step at a time."""
+        if self._wants_child():
+            self.prepare()
+            self._is_forked = True
+        else:
+            # The child has copied its pages by now; before, both would contend for them.
+            make_own(self._habits.of_ours())
+            self._is_forked = False
+
+    def _wants_child(self) -> bool:
         return self._is_wanted and self._waiting is None and not self._births
 
     def prepare(self) -> None:
@@ -207,7 +220,6 @@ class Nursery:
             self._waiting = self._fork(
                 (), lambda channel, report: await_order(channel, self._around, report, written)
             )
-        make_own(self._habits.of_ours())
 
     def begin(self, order: Order, target: int) -> Birth:
         """Have an order performed by a child. target: pidfd of whose pid namespace to join, or -1.

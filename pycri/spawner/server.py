@@ -97,11 +97,11 @@ class Spawner:
             self._turn()
 
     def _turn(self) -> None:
-        rests = self._nursery.wants_child
+        rests = self._nursery.wants_rest
         timeout_s = _TICK_S if self._ends.waiting else None
         ready = self._selector.select(_REST_S if rests else timeout_s)
         if rests and not ready:
-            self._nursery.prepare()
+            self._nursery.rest()
         for key, _ in ready:
             # An earlier handler of this turn may have closed it, and its number may be reused.
             current = self._selector.get_map().get(key.fd)
