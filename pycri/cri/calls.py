@@ -13,6 +13,7 @@ no other way to stop it, and ExecSync, whose process ends with its caller.
 import asyncio
 import contextvars
 import inspect
+import itertools
 import re
 import secrets
 import time
@@ -40,6 +41,9 @@ _READING = re.compile(
 _CANCELLED_WITH_CLIENT = ("PullImage", "ExecSync")
 
 _log = Log("cri")
+# From anywhere, so that two daemons' do not meet in a log. Not chance for each: to ask the kernel
+# for that lets go of the interpreter's lock.
+_numbers = itertools.count(secrets.randbits(32))
 
 Ending = Callable[[str], None]
 """Is told, at the end of a call, the name of its gRPC status."""
@@ -220,7 +224,7 @@ class _Account:
     """What is noted of a call: one line in the log, at debug if it changed nothing; its watches."""
 
     def __init__(self, method: str, request: Any, call: Call, watches: Sequence[Watch]) -> None:
-        request_id.set(secrets.token_hex(4))
+        request_id.set(f"{next(_numbers) & 0xFFFFFFFF:08x}")
         self._method = method
         self._request = request
         self._call = call
