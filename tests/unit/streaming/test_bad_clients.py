@@ -125,7 +125,6 @@ class TestRequests:
 class TestStreams:
     def test_broken_frames_are_told_on_the_error_stream_and_end_the_process(self) -> None:
         broken = {
-            "not zlib": frames.control(1, struct.pack("!IIH", 99, 0, 0) + b"\xff" * 8),
             "control frame of": struct.pack("!II", 0x80030001, 0xFFFFFF),
             "version 2": struct.pack("!II", 0x80020001, 0),
             "terminal's size": frames.data(7, b"}"),
@@ -137,6 +136,21 @@ class TestStreams:
                 await client.send(sent)
                 status = await finish(client, streams)
                 assert words in str(status["message"])
+            await still_serves(server)
+
+        play(scene)
+
+    def test_headers_that_are_not_zlib_are_told_while_streams_are_awaited(self) -> None:
+        """Behind the last one nobody reads headers any more, and each stream is refused."""
+
+        async def scene(server: StreamingServer, sessions: FakeSessions) -> None:
+            url = server.url(shell("sleep 60"))
+            client = await Client.connect(url)
+            await client.upgrade_spdy(url, "v4.channel.k8s.io")
+            streams = await client.open("error")
+            headers = struct.pack("!IIH", 99, 0, 0) + b"\xff" * 8
+            await client.send(frames.control(1, headers))
+            assert "not zlib" in str((await finish(client, streams))["message"])
             await still_serves(server)
 
         play(scene)
