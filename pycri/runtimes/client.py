@@ -11,6 +11,7 @@ import os
 import select
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -227,8 +228,9 @@ class SpawnerClient:
 
         Raises: WrongState while a task runs; Unavailable if they go on.
         """
+        await self._wait_connected()  # then it is known whose end to wait for
         self._closing = True
-        ends = [os.pidfd_open(pid) for pid in (self.pid, self.monitor_pid)]
+        ends = _open_pidfds(self.pid, self.monitor_pid)
         try:
             message, _ = await self._ask(lambda n: Quit(request=n))
             _expect(message, Done)
@@ -328,6 +330,15 @@ class SpawnerClient:
         _log.warning("spawner replaced", pid=self.pid)
         if self.on_replaced:
             await self.on_replaced()
+
+
+def _open_pidfds(*pids: int) -> list[int]:
+    """Return pidfds of those that have not ended yet."""
+    pidfds: list[int] = []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            pidfds.append(os.pidfd_open(pid))
+    return pidfds
 
 
 def _wait_ends(pidfds: Sequence[int]) -> None:

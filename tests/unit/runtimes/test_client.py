@@ -4,8 +4,9 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pycri.errors import Unavailable
 from pycri.runtimes import client
 from pycri.runtimes.client import SpawnerClient
 from pycri.wire.channel import Channel
-from pycri.wire.messages import FROM_DAEMON, WIRE_VERSION, ListTasks, Tasks, Welcome
+from pycri.wire.messages import FROM_DAEMON, WIRE_VERSION, Done, ListTasks, Quit, Tasks, Welcome
 from tests.unit.plan.samples import host_v2
 
 Life = Callable[[Channel], Awaitable[None]]
@@ -133,5 +134,68 @@ def test_a_spawner_that_dies_before_it_answers_is_replaced_once(
                 assert await spawner.list_tasks() == {}
                 await asyncio.sleep(0.01)
             assert spawners.connections == 4
+
+    asyncio.run(body())
+
+
+@contextmanager
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+def quits(spawner: int, monitor: int, told: asyncio.Event) -> Life:
+    """Say Done to Quit, and be told so; whose pids these are may go on."""
+
+    async def life(channel: Channel) -> None:
+        await receive(channel)
+        channel.send(Welcome(version=WIRE_VERSION, pid=spawner, monitor=monitor))
+        message = await receive(channel)
+        assert isinstance(message, Quit)
+        channel.send(Done(request=message.request))
+        told.set()
+
+    return life
+
+
+def test_a_quit_is_over_when_spawner_and_monitor_have_ended(tmp_path: Path) -> None:
+    async def body() -> None:
+        told = asyncio.Event()
+        with sleeper() as first, sleeper() as second:
+            async with connected(tmp_path, quits(first.pid, second.pid, told)) as (spawner, _):
+                quitting = asyncio.create_task(spawner.quit())
+                await told.wait()
+                for process in (first, second):
+                    done, _ = await asyncio.wait({quitting}, timeout=0.05)
+                    assert not done
+                    process.kill()
+                await quitting
+                # They have ended, though nobody has collected them.
+                assert all(process.poll() is not None for process in (first, second))
+
+    asyncio.run(body())
+
+
+def test_a_quit_does_not_wait_for_who_has_ended_before(tmp_path: Path) -> None:
+    async def body() -> None:
+        with sleeper() as process:
+            pass
+        life = quits(process.pid, process.pid, asyncio.Event())
+        async with connected(tmp_path, life) as (spawner, _):
+            await spawner.quit()
+
+    asyncio.run(body())
+
+
+def test_a_quit_says_who_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_QUIT_DEADLINE_S", 0.05)
+
+    async def body() -> None:
+        with sleeper() as process:
+            life = quits(process.pid, process.pid, asyncio.Event())
+            async with connected(tmp_path, life) as (spawner, _):
+                with pytest.raises(Unavailable, match="does not end"):
+                    await spawner.quit()
 
     asyncio.run(body())
