@@ -5,13 +5,10 @@ That kernel, 6.1, is also older than much that pycri has a second way for: overl
 (6.8), exit codes by pidfd (6.15). Only with --vm: each module takes minutes.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parent.parent.parent
+from tests.vm.guest import pass_in_guest
+
 MODULES = (
     "faults/test_kill.py",
     "kernel/test_device_filter.py",
@@ -27,7 +24,6 @@ MODULES = (
     "system/test_stop.py",
 )
 GUEST_TIMEOUT_S = 1200
-TEST_TIMEOUT_S = 400
 
 
 @pytest.mark.vm
@@ -37,13 +33,5 @@ TEST_TIMEOUT_S = 400
 def test_the_tests_of_a_module_pass_under_debian_s_kernel(
     module: str, request: pytest.FixtureRequest
 ) -> None:
-    options = ["-q", "--color=no", f"--timeout={TEST_TIMEOUT_S}", "-p", "no:cacheprovider"]
-    options.append(f"--seed={request.config.option.seed}")
-    tests = CHECKOUT / "tests/integration" / module
-    done = subprocess.run(
-        [CHECKOUT / "scripts/vm", f"--timeout={GUEST_TIMEOUT_S}",
-         sys.executable, "-m", "pytest", *options, tests],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr}"
-    assert " passed" in done.stdout
+    seed = f"--seed={request.config.option.seed}"
+    pass_in_guest(module, timeout_s=GUEST_TIMEOUT_S, options=(seed,))

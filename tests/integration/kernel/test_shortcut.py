@@ -130,6 +130,14 @@ def datagram_socket(pod: Pod, address: str) -> socket.socket:
     return pod.inside.run(make)
 
 
+def hear_to_end(listener: socket.socket) -> bytes:
+    """Return all that comes before a packet with "end" in it."""
+    heard = b""
+    while b"end" not in (packet := listener.recv(2000)):
+        heard += packet
+    return heard
+
+
 @as_host
 async def test_tcp_and_udp_of_both_families_take_the_short_way(folder: Path) -> None:
     async with two_pods(folder) as (one, other):
@@ -210,10 +218,7 @@ async def test_what_is_not_the_pods_own_does_not_take_it(folder: Path) -> None:
                 speaker.send(sent)
             drop_what_bridges_carry()
             speaker.send(frame(IPV6, udp6(own6, b"end"), mac, to))
-            heard = b""
-            while b"end" not in (packet := listener.recv(2000)):
-                heard += packet
-            assert b"marker" not in heard
+            assert b"marker" not in hear_to_end(listener)
 
 
 @as_host
@@ -230,10 +235,7 @@ async def test_redirects_of_ipv6_are_left_to_the_bridge_which_drops_them(folder:
             speaker.send(frame(IPV6, packet6(own6, 58, redirect), speaker.mac, to))
             speaker.send(frame(IPV6, packet6(own6, 0, hop_by_hop + redirect), speaker.mac, to))
             speaker.send(frame(IPV6, udp6(own6, b"end"), speaker.mac, to))
-            heard = b""
-            while b"end" not in (packet := listener.recv(2000)):
-                heard += packet
-            assert b"marker" not in heard
+            assert b"marker" not in hear_to_end(listener)
 
 
 @as_host
