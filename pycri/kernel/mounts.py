@@ -5,6 +5,7 @@ Nothing here takes a path inside a container: targets are descriptors opened ben
 `paths.py`. New mounts are detached until they are attached, so a failure leaves nothing behind.
 """
 
+import errno
 import os
 
 from pycri.kernel.syscalls import (
@@ -16,6 +17,7 @@ from pycri.kernel.syscalls import (
     MOVE_MOUNT_T_EMPTY_PATH,
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
+    UMOUNT_NOFOLLOW,
     Clone,
     FsConfig,
     MountAttr,
@@ -203,11 +205,14 @@ def enter_empty_root(scratch: str) -> None:
     os.close(tree_fd)
 
 
-def read_mount_points(prefix: str) -> list[str]:
-    """Return the mount points at or below `prefix`, deepest last (/proc/self/mountinfo)."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        points = [_unescape(line.split(" ", 5)[4]) for line in file]
-    return [point for point in points if point == prefix or point.startswith(prefix + "/")]
+def unmount_all(path: str) -> None:
+    """Unmount what lies on `path`, however much, with all beneath it; nothing is fine."""
+    try:
+        while True:
+            umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
 
 
 def read_propagation(path: str) -> frozenset[str]:
@@ -228,13 +233,6 @@ def read_propagation(path: str) -> frozenset[str]:
             if number == wanted:
                 return frozenset(tag.partition(":")[0] for tag in rest[5:]) & _PROPAGATING
     return frozenset()
-
-
-def _unescape(text: str) -> str:
-    """Undo mountinfo's octal escapes of blanks, tabs, newlines and backslashes (proc(5))."""
-    for character in " \t\n\\":
-        text = text.replace(f"\\{ord(character):03o}", character)
-    return text
 
 
 def _configure(context: int, key: str, value: str | None) -> None:

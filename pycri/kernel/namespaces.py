@@ -2,17 +2,10 @@
 """Namespaces: make, pin by a bind mount, join (namespaces(7))."""
 
 import os
+from contextlib import suppress
 
-from pycri.kernel.syscalls import (
-    MNT_DETACH,
-    UMOUNT_NOFOLLOW,
-    Clone,
-    MountFlag,
-    mount,
-    setns,
-    umount2,
-    unshare,
-)
+from pycri.kernel.mounts import unmount_all
+from pycri.kernel.syscalls import Clone, MountFlag, mount, setns, unshare
 
 CLONE_FLAGS = {
     "cgroup": Clone.NEWCGROUP,
@@ -69,12 +62,6 @@ def _pin(source: str, path: str) -> None:
 
 def unpin(path: str) -> None:
     """Let go of a pinned namespace and remove the file; absent is fine."""
-    try:
-        umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW)
-    except OSError as error:
-        if not os.path.lexists(path):
-            return
-        # EINVAL: the file is there and nothing is mounted on it, a pin that was never finished.
-        if error.errno != 22:
-            raise
-    os.unlink(path)
+    unmount_all(path)
+    with suppress(FileNotFoundError):
+        os.unlink(path)

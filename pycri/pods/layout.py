@@ -13,7 +13,6 @@ import shutil
 
 from pycri.config import Settings
 from pycri.kernel import mounts, namespaces
-from pycri.kernel.syscalls import MNT_DETACH, umount2
 from pycri.model.host import HostFacts
 from pycri.model.ids import ContainerId, PodId
 from pycri.model.pod import PodRecord, PodSpec
@@ -96,8 +95,7 @@ class Layout:
             return
         for name in os.listdir(folder):
             if name == "shm":
-                for point in mounts.read_mount_points(f"{folder}/shm"):
-                    umount2(point, MNT_DETACH)
+                mounts.unmount_all(f"{folder}/shm")
                 os.rmdir(f"{folder}/shm")
             else:
                 namespaces.unpin(f"{folder}/{name}")
