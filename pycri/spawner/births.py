@@ -88,16 +88,13 @@ class Stdio:
 
 
 class Birth:
-    """One child that has not executed yet. Owns the report channel, the stdio, what it was sent.
+    """One child that has not executed yet. Owns the report channel, the stdio, what it was sent."""
 
-    settle: set by the server; called once the report has ended or the child is dead.
-    """
-
-    def __init__(self, pid: int, channel: Channel, stdio: Stdio) -> None:
+    def __init__(self, order: Order, pid: int, channel: Channel, stdio: Stdio) -> None:
+        self.order = order
         self.pid = pid
         self.channel = channel
         self.stdio = stdio
-        self.settle: Callable[[], None] = lambda: None
         self.marks = [StageMark(stage="fork", at_ns=time.monotonic_ns())]
         self.received: dict[str, int] = {}
         self._broken: Broken | None = None
@@ -128,12 +125,12 @@ class Birth:
         self.read()
         os.kill(self.pid, signal.SIGKILL)
 
-    def failure(self, request: int) -> Failed:
+    def failure(self) -> Failed:
         """Return what went wrong, as an answer to the daemon."""
         last = self.marks[-1].stage
         broken = self._broken or Broken(step=f"after {last}", errno=0, reason="it was killed")
         return Failed(
-            request=request,
+            request=self.order.request,
             kind="setup",
             step=broken.step,
             errno=broken.errno,
@@ -236,7 +233,7 @@ class Nursery:
             stdio.close()
             raise
         stdio.close_child()
-        birth = self._births[pid] = Birth(pid, channel, stdio)
+        birth = self._births[pid] = Birth(order, pid, channel, stdio)
         return birth
 
     def find(self, pid: int) -> Birth | None:

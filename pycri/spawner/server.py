@@ -219,7 +219,6 @@ class Spawner:
         except OSError as error:
             self._refuse(request, "setup", "fork", error.strerror or "", error.errno or 0)
             return
-        birth.settle = lambda: self._settled(message, birth)
         self._watch(birth.channel, lambda: self._read_birth(birth))
 
     def _pidfd_of(self, task_id: TaskId | None) -> int:
@@ -268,21 +267,21 @@ class Spawner:
         self._selector.unregister(birth.channel)
         self._nursery.remove(birth)
         try:
-            birth.settle()
+            self._settled(birth)
         finally:
             birth.close()
 
-    def _settled(self, message: Order, birth: Birth) -> None:
+    def _settled(self, birth: Birth) -> None:
         if birth.failed:
-            self._send(birth.failure(message.request))
+            self._send(birth.failure())
             return
-        match message:
+        match order := birth.order:
             case StartSandbox():
-                self._sandbox_settled(message, birth)
+                self._sandbox_settled(order, birth)
             case StartContainer():
-                self._container_settled(message, birth)
+                self._container_settled(order, birth)
             case Exec():
-                self._exec_settled(message, birth)
+                self._exec_settled(order, birth)
 
     def _sandbox_settled(self, message: StartSandbox, birth: Birth) -> None:
         init_pid = None

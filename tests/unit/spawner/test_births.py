@@ -12,10 +12,13 @@ from typing import cast
 import pytest
 
 from pycri.kernel import process
+from pycri.model.ids import TaskId
+from pycri.model.plan import CgroupPlan, SandboxPlan
 from pycri.spawner.births import Birth, Nursery, Stdio
 from pycri.spawner.report import Report
 from pycri.spawner.surroundings import Surroundings
 from pycri.wire.channel import Channel
+from pycri.wire.messages import StartSandbox
 
 
 @pytest.fixture
@@ -35,7 +38,9 @@ def test_a_child_that_moves_on_is_killed_where_it_has_gone(
     first, second = processes
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(0)
-    birth = Birth(first.pid, Channel(ours), Stdio(terminal=True))
+    plan = SandboxPlan(id=TaskId("pod"), pins=(), cgroup=CgroupPlan(version=1, directories=()))
+    order = StartSandbox(request=1, plan=plan)
+    birth = Birth(order, first.pid, Channel(ours), Stdio(terminal=True))
     with theirs:
         report = Report(Channel(theirs))
         if not tells_late:
