@@ -44,6 +44,8 @@ def main() -> None:
         pod_init_fd=make_program("pycri-pod-init", render_program(platform.machine())),
     )
     spawner = Spawner(run_dir, listener, around)
+    # A later collection would write to pages that children share. So what comes and goes must not
+    # refer to itself: it would stay.
     gc.collect()
     gc.freeze()
     gc.disable()

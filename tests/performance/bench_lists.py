@@ -221,10 +221,11 @@ def _start_pod(client: Client) -> str:
 
 
 def _sync(path: Path, over: threading.Event) -> None:
+    written = os.urandom(SYNCED_BYTES)
     with open(path, "wb") as file:
         while not over.is_set():
             file.seek(0)
-            file.write(os.urandom(SYNCED_BYTES))
+            file.write(written)
             os.fsync(file.fileno())
 
 

@@ -4,8 +4,8 @@
     python -m tests.performance.lister SECONDS INTERVAL NAME=SOCKET...
 
 Its own process, so that it does not wait for whoever makes the load; and of a real-time priority
-where it may, so that what is measured is how long the servers take to answer, not how long their
-client takes to look. Servers are asked in turns.
+above the servers' where it may, so that what is measured is how long they take to answer, not how
+long their client takes to look. Servers are asked in turns.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def main(seconds: float, interval: float, servers: dict[str, str]) -> None:
     """List until the time is over, and wait `interval` seconds after each turn."""
     # Threads that gRPC starts inherit it.
     with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(2))
     with contextlib.ExitStack() as stack:
         stubs = {
             name: cri_grpc.RuntimeServiceStub(
