@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.world.daemon import Node
@@ -44,7 +45,19 @@ def run_commands(node: Node, image: str) -> Callable[[], object]:
     return lambda: node.exec(container, "true")
 
 
-@pytest.mark.parametrize("make", [run_pods, run_commands], ids=["pods", "execs"])
+def run_what_is_not_there(node: Node, image: str) -> Callable[[], object]:
+    container = node.run_container(node.run_pod("growth"), image, command=["sleep", "600"])
+
+    def fail() -> None:
+        with pytest.raises(grpc.RpcError):
+            node.exec(container, "not-there")
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "make", [run_pods, run_commands, run_what_is_not_there], ids=["pods", "execs", "failures"]
+)
 def test_what_has_come_and_gone_is_forgotten(
     make: Callable[[Node, str], Callable[[], object]], node: Node, images: Images
 ) -> None:
