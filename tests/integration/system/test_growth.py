@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.world.daemon import Node
+from tests.world.daemon import Node, refused
 from tests.world.images import Images
 
 ROUNDS = 100
@@ -41,18 +41,22 @@ def run_pods(node: Node, image: str) -> Callable[[], object]:
 
 
 def run_commands(node: Node, image: str) -> Callable[[], object]:
-    container = node.run_container(node.run_pod("growth"), image, command=["sleep", "600"])
+    container = start_sleeper(node, image)
     return lambda: node.exec(container, "true")
 
 
 def run_what_is_not_there(node: Node, image: str) -> Callable[[], object]:
-    container = node.run_container(node.run_pod("growth"), image, command=["sleep", "600"])
+    container = start_sleeper(node, image)
 
     def fail() -> None:
-        with pytest.raises(grpc.RpcError):
+        with refused(grpc.StatusCode.INTERNAL, "not-there"):
             node.exec(container, "not-there")
 
     return fail
+
+
+def start_sleeper(node: Node, image: str) -> str:
+    return node.run_container(node.run_pod("growth"), image, command=["sleep", "600"])
 
 
 @pytest.mark.parametrize(
