@@ -37,7 +37,7 @@ from pycri.model.ids import Digest
 from pycri.network.choice import make_pod_network
 from pycri.network.interface import PodNetwork
 from pycri.pods.apparmor import load_default_profile
-from pycri.pods.catalogue import Catalogue
+from pycri.pods.catalogue import Catalogue, Mirror
 from pycri.pods.containers import Containers
 from pycri.pods.endings import Endings
 from pycri.pods.events import Events
@@ -65,7 +65,8 @@ from pycri.state.database import Database
 from pycri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
-    from pycri.cri.calls import Watch
+    from pycri.cri.front_client import FrontClient
+    from pycri.cri.looks import Watch
     from pycri.tracing import Tracing
 
 _log = Log("daemon")
@@ -101,7 +102,15 @@ def run(settings: Settings) -> None:
         host = probe_host()
         # A fork, so it comes before there are threads.
         spawner_socket = launch.connect(settings) or launch.start(settings, host)
-        asyncio.run(_serve(settings, host, spawner_socket))
+        with _fork_front(settings) as front:
+            asyncio.run(_serve(settings, host, spawner_socket, front))
+
+
+def _fork_front(settings: Settings) -> "FrontClient":
+    # Imported here, as the spawner is started before: the faster the smaller this process is.
+    from pycri.cri.front_client import FrontClient
+
+    return FrontClient(watched=bool(settings.prometheus.address or settings.tracing.endpoint))
 
 
 def wipe(settings: Settings) -> None:
@@ -128,7 +137,10 @@ def _remove_run_dir(path: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _application(
-    settings: Settings, host: HostFacts, spawner_socket: socket.socket
+    settings: Settings,
+    host: HostFacts,
+    spawner_socket: socket.socket,
+    mirror: Mirror | None = None,
 ) -> AsyncIterator[Application]:
     """Build, connect and recover everything; close it at the end."""
     async with contextlib.AsyncExitStack() as stack:
@@ -145,7 +157,7 @@ async def _application(
         if host.selinux:
             label_images(settings.images_dir)
         events = Events()
-        catalogue = Catalogue(database, events.publish)
+        catalogue = Catalogue(database, events.publish, mirror)
         foundation = Foundation(
             settings=settings,
             host=host,
@@ -246,12 +258,13 @@ async def _connect(
     )
 
 
-async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:
-    # Imported here, as the spawner is started before: the faster the smaller this process is.
+async def _serve(
+    settings: Settings, host: HostFacts, spawner_socket: socket.socket, front: "FrontClient"
+) -> None:
     from pycri.cri.image_service import ImageService
     from pycri.cri.node_service import NodeService
     from pycri.cri.runtime_service import RuntimeService
-    from pycri.cri.server import serving
+    from pycri.cri.server import Services, serving
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -260,8 +273,10 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
     loop.set_default_executor(blocking)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with _application(settings, host, spawner_socket) as app:
+    front.when_lost = lambda: loop.call_soon_threadsafe(stop.set)
+    async with _application(settings, host, spawner_socket, front) as app:
         runtime = RuntimeService(
+            records=app.catalogue,
             sandboxes=app.sandboxes,
             containers=app.containers,
             updates=app.updates,
@@ -270,13 +285,17 @@ async def _serve(settings: Settings, host: HostFacts, spawner_socket: socket.soc
             node=app.node,
             observed=app,
         )
-        images, node = ImageService(app.images, app.layers), NodeService(app.images, app.networks)
+        services = Services(
+            runtime, ImageService(app.images, app.layers), NodeService(app.images, app.networks)
+        )
         with _watching(settings, app) as watches:
             async with (
                 _streaming(app.streaming),
-                serving(settings.socket_path, runtime, images, node, watches=watches),
+                serving(settings.socket_path, front, services, watches=watches),
             ):
                 await _run_until(stop, app, settings)
+    if front.is_lost:
+        raise Unavailable("the process that talks to clients has ended")
 
 
 async def _run_until(stop: asyncio.Event, app: Application, settings: Settings) -> None:
@@ -354,7 +373,7 @@ async def _streaming(server: StreamingServer) -> AsyncIterator[None]:
 
 async def _wipe(settings: Settings, host: HostFacts, spawner_socket: socket.socket) -> None:
     async with _application(settings, host, spawner_socket) as app:
-        for pod in app.sandboxes.list():
+        for pod in app.catalogue.pods():
             await app.sandboxes.remove(pod.id)
         await app.network.remove()
         await app.spawner.quit()

@@ -36,6 +36,7 @@ from prometheus_client.core import (  # noqa: TID251
 from prometheus_client.registry import Collector  # noqa: TID251
 
 from pycri import __version__
+from pycri.cri.looks import Look
 from pycri.images.store import ImageStore
 from pycri.logs import Log
 from pycri.model.events import Event, EventKind
@@ -72,7 +73,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exporter:
-    """The metrics of one daemon. Takes note of calls (as `pycri.cri.calls.Watch`) and events."""
+    """The metrics of one daemon. Takes note of calls (as `pycri.cri.looks.Watch`) and events."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -116,10 +117,17 @@ class Exporter:
 
         def end(code: str) -> None:
             in_progress.dec()
-            self._calls.labels(method, code).inc()
-            self._seconds.labels(method).observe(time.perf_counter() - start)
+            self._count(method, code, time.perf_counter() - start)
 
         return end
+
+    def looked(self, look: Look) -> None:
+        """Take note of a call that is over."""
+        self._count(look.method, look.code, look.duration_ns / 1e9)
+
+    def _count(self, method: str, code: str, seconds: float) -> None:
+        self._calls.labels(method, code).inc()
+        self._seconds.labels(method).observe(seconds)
 
     def observe_event(self, event: Event) -> None:
         """Take note of what an event's record tells: stages of a start, the reason of an end."""

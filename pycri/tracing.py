@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import (  # noqa: TID251
 )
 
 from pycri import __version__
-from pycri.cri.calls import subject
+from pycri.cri.looks import Look, subject
 from pycri.logs import request_id
 from pycri.model.pod import Stage
 
@@ -39,7 +39,7 @@ _MILLION: Final = 1_000_000
 
 
 class Tracing:
-    """Spans of one daemon. Takes note of calls (as `pycri.cri.calls.Watch`) and of their stages."""
+    """Spans of one daemon. Takes note of calls (as `pycri.cri.looks.Watch`) and of their stages."""
 
     def __init__(self, endpoint: str, sampling_per_million: int) -> None:
         """endpoint: "HOST:PORT" of a collector, without TLS.
@@ -59,21 +59,25 @@ class Tracing:
         parent = self._propagator.extract(headers)
         span = self._tracer.start_span(f"{_SERVICE}/{method}", parent, trace.SpanKind.SERVER)
         if span.is_recording():
-            span.set_attribute("rpc.system", "grpc")
-            span.set_attribute("rpc.method", method)
-            span.set_attribute("pycri.request", request_id.get())
-            for name, value in subject(request).items():
-                span.set_attribute(f"pycri.{name}", str(value))
+            _describe(span, method, request_id.get(), subject(request))
         token = otel_context.attach(trace.set_span_in_context(span))
 
         def end(code: str) -> None:
             otel_context.detach(token)
-            span.set_attribute("rpc.grpc.status_code", code)
-            if code in _FAULTS:
-                span.set_status(trace.StatusCode.ERROR, code)
+            _conclude(span, code)
             span.end()
 
         return end
+
+    def looked(self, look: Look) -> None:
+        """Add the span of a call that is over."""
+        parent = self._propagator.extract(look.headers)
+        name, kind = f"{_SERVICE}/{look.method}", trace.SpanKind.SERVER
+        span = self._tracer.start_span(name, parent, kind, start_time=look.start_ns)
+        if span.is_recording():
+            _describe(span, look.method, look.request, look.subject)
+        _conclude(span, look.code)
+        span.end(look.start_ns + look.duration_ns)
 
     def observe_stages(self, stages: tuple[Stage, ...]) -> None:
         """Add the stages of a call below the span of the caller; the first is the whole call."""
@@ -87,3 +91,17 @@ class Tracing:
     def close(self) -> None:
         """Send what has not been sent, for a few seconds at most."""
         self._provider.shutdown()
+
+
+def _describe(span: trace.Span, method: str, request: str, about: Mapping[str, object]) -> None:
+    span.set_attribute("rpc.system", "grpc")
+    span.set_attribute("rpc.method", method)
+    span.set_attribute("pycri.request", request)
+    for name, value in about.items():
+        span.set_attribute(f"pycri.{name}", str(value))
+
+
+def _conclude(span: trace.Span, code: str) -> None:
+    span.set_attribute("rpc.grpc.status_code", code)
+    if code in _FAULTS:
+        span.set_status(trace.StatusCode.ERROR, code)

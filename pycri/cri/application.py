@@ -23,20 +23,35 @@ from pycri.model.stats import ContainerStats, PodReading, PodStats
 from pycri.model.streams import AttachRequest, ExecRequest, PortForwardRequest
 
 
+class Records(Protocol):
+    """What is recorded of pods and containers; from memory, in any thread."""
+
+    def pod(self, pod_id: str) -> PodRecord: ...
+    def find_pods(
+        self,
+        *,
+        id_prefix: str = "",
+        state: PodState | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Sequence[PodRecord]: ...
+    def container(self, container_id: str) -> ContainerRecord: ...
+    def find_containers(
+        self,
+        *,
+        id_prefix: str = "",
+        pod_prefix: str = "",
+        state: ContainerState | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Sequence[ContainerRecord]: ...
+    def containers_of(self, pod_id: PodId) -> Sequence[ContainerRecord]: ...
+
+
 class Sandboxes(Protocol):
     """stop and remove of an unknown id succeed."""
 
     async def run(self, spec: PodSpec) -> PodId: ...
     async def stop(self, pod_id: str) -> None: ...
     async def remove(self, pod_id: str) -> None: ...
-    def status(self, pod_id: str) -> PodRecord: ...
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        state: PodState | None = None,
-        labels: Mapping[str, str] = ...,
-    ) -> Sequence[PodRecord]: ...
 
 
 class Containers(Protocol):
@@ -46,16 +61,6 @@ class Containers(Protocol):
     async def start(self, container_id: str) -> None: ...
     async def stop(self, container_id: str, timeout_s: int) -> None: ...
     async def remove(self, container_id: str) -> None: ...
-    def status(self, container_id: str) -> ContainerRecord: ...
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        pod_prefix: str = "",
-        state: ContainerState | None = None,
-        labels: Mapping[str, str] = ...,
-    ) -> Sequence[ContainerRecord]: ...
-    def of_pod(self, pod_id: PodId) -> Sequence[ContainerRecord]: ...
     async def reopen_log(self, container_id: str) -> None: ...
 
 

@@ -2,9 +2,6 @@
 """RuntimeService: decode, call the application, encode. RPCs not here answer UNIMPLEMENTED."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
-import time
-from collections.abc import Iterator
-
 from pycri import __version__
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.application import (
@@ -12,28 +9,29 @@ from pycri.cri.application import (
     Execs,
     Node,
     Observed,
+    Records,
     Sandboxes,
     Streaming,
     Updates,
 )
-from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
 from pycri.cri.decode.container import decode_container_spec
 from pycri.cri.decode.handlers import RUNTIME_HANDLERS
 from pycri.cri.decode.pod import decode_pod_spec
 from pycri.cri.decode.resources import decode_resources
 from pycri.cri.encode import records as encode
-from pycri.cri.encode.shown import Shown
+from pycri.cri.looking import LookingService
 from pycri.cri.observation import ObservationService
 from pycri.cri.streaming import StreamingService
 
 
-class RuntimeService(ObservationService, StreamingService):
+class RuntimeService(LookingService, ObservationService, StreamingService):
     """Pods, containers and the node."""
 
     def __init__(  # noqa: PLR0913  one for each part of the application
         self,
         *,
+        records: Records,
         sandboxes: Sandboxes,
         containers: Containers,
         updates: Updates,
@@ -42,6 +40,7 @@ class RuntimeService(ObservationService, StreamingService):
         node: Node,
         observed: Observed,
     ) -> None:
+        LookingService.__init__(self, records)
         ObservationService.__init__(self, observed)
         StreamingService.__init__(self, streaming)
         self._sandboxes = sandboxes
@@ -49,14 +48,6 @@ class RuntimeService(ObservationService, StreamingService):
         self._updates = updates
         self._execs = execs
         self._node = node
-        self._pods = Shown(encode.encode_pod)
-        self._pod_statuses = Shown(encode.encode_pod_status)
-        self._all_containers = Shown(encode.encode_container)
-        self._container_statuses = Shown(encode.encode_container_status)
-        self._containers_of_pods = Shown(
-            encode.encode_container_status,
-            field=pb.PodSandboxStatusResponse.CONTAINERS_STATUSES_FIELD_NUMBER,
-        )
 
     def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -80,33 +71,6 @@ class RuntimeService(ObservationService, StreamingService):
         await self._sandboxes.remove(decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id"))
         return pb.RemovePodSandboxResponse()
 
-    def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes:
-        pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
-        # Before anything is looked at: what changes meanwhile has an event of a later time.
-        timestamp_ns = time.time_ns()
-        record = self._sandboxes.status(pod_id)
-        rest = pb.PodSandboxStatusResponse(
-            info=encode.encode_pod_info(record) if request.verbose else None,
-            timestamp=timestamp_ns,
-        )
-        # For a kubelet that takes events: it does not ask for each container then.
-        containers = self._containers_of_pods.all(self._containers.of_pod(record.id))
-        return b"".join((self._pod_statuses.one(record), *containers, rest.SerializeToString()))
-
-    def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
-        return b"".join(self._listed_pods(request.filter))
-
-    def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest) -> Iterator[bytes]:
-        for chunk in chunks(self._listed_pods(request.filter), len):
-            yield b"".join(chunk)
-
-    def _listed_pods(self, message: pb.PodSandboxFilter) -> Iterator[bytes]:
-        wanted = decode.decode_pod_filter(message)
-        records = self._sandboxes.list(
-            id_prefix=wanted.id_prefix, state=wanted.state, labels=wanted.labels
-        )
-        return self._pods.all(records)
-
     async def CreateContainer(
         self, request: pb.CreateContainerRequest
     ) -> pb.CreateContainerResponse:
@@ -129,32 +93,6 @@ class RuntimeService(ObservationService, StreamingService):
     ) -> pb.RemoveContainerResponse:
         await self._containers.remove(decode.decode_id(request.container_id, "container_id"))
         return pb.RemoveContainerResponse()
-
-    def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
-        return b"".join(self._listed_containers(request.filter))
-
-    def StreamContainers(self, request: pb.StreamContainersRequest) -> Iterator[bytes]:
-        for chunk in chunks(self._listed_containers(request.filter), len):
-            yield b"".join(chunk)
-
-    def _listed_containers(self, message: pb.ContainerFilter) -> Iterator[bytes]:
-        wanted = decode.decode_container_filter(message)
-        records = self._containers.list(
-            id_prefix=wanted.id_prefix,
-            pod_prefix=wanted.pod_prefix,
-            state=wanted.state,
-            labels=wanted.labels,
-        )
-        return self._all_containers.all(records)
-
-    def ContainerStatus(self, request: pb.ContainerStatusRequest) -> bytes:
-        container_id = decode.decode_id(request.container_id, "container_id")
-        record = self._containers.status(container_id)
-        status = self._container_statuses.one(record)
-        if not request.verbose:
-            return status
-        info = encode.encode_container_info(record)
-        return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
     async def UpdateContainerResources(
         self, request: pb.UpdateContainerResourcesRequest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server on its unix socket: who talks is `front.py`, what surrounds a call is `calls.py`."""
+"""The server on its unix socket: who talks is `front.py`, what surrounds a call is `looks.py`."""
 
 import asyncio
 import os
@@ -8,27 +8,47 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple, Protocol
 
 from pycri.cri.api import node_v1_pb2, runtime_v1_pb2
-from pycri.cri.calls import Calls, Watch
-from pycri.cri.front import Front
+from pycri.cri.calls import Calls
 from pycri.cri.image_service import ImageService
+from pycri.cri.looks import Watch
 from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
 from pycri.errors import WrongState
 
-MAX_MESSAGE_BYTES = 16 << 20
-"""What the kubelet takes, too (cri-client, maxMsgSize)."""
 SOCKET_MODE = 0o660
-_LOOK_S = 0.005
+
+
+class Clients(Protocol):
+    """Who talks to clients. listener: made, to be bound; theirs once they have started."""
+
+    listener: socket.socket
+
+    def start(self, calls: Calls) -> None:
+        """Serve clients of the listener."""
+
+    def go_away(self) -> None:
+        """Take no further connection or call."""
+
+    def finish(self, within_s: float) -> None:
+        """Hang up once all answers are sent, or the time is over; wait for that."""
+
+
+class Services(NamedTuple):
+    """What is served."""
+
+    runtime: RuntimeService
+    images: ImageService
+    node: NodeService
 
 
 @asynccontextmanager
 async def serving(
     path: str,
-    runtime: RuntimeService,
-    images: ImageService,
-    node: NodeService,
+    clients: Clients,
+    services: Services,
     *,
     watches: Sequence[Watch] = (),
     grace_s: float = 10.0,
@@ -39,30 +59,23 @@ async def serving(
     Raises: WrongState if something else listens there.
     """
     _refuse_to_displace(path)
+    loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
         calls = Calls(tasks, watches)
-        calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["RuntimeService"], runtime)
-        calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["ImageService"], images)
-        calls.add(node_v1_pb2.DESCRIPTOR.services_by_name["Node"], node)
-        listener = _bind(path)
+        calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["RuntimeService"], services.runtime)
+        calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["ImageService"], services.images)
+        calls.add(node_v1_pb2.DESCRIPTOR.services_by_name["Node"], services.node)
+        _bind(path, clients.listener)
         inode = os.lstat(path).st_ino
-        front = Front(listener, calls.take, max_message_bytes=MAX_MESSAGE_BYTES)
-        front.start()
+        clients.start(calls)
         try:
             yield
         finally:
             _unlink_own(path, inode)
-            deadline = asyncio.get_running_loop().time() + grace_s
-            front.go_away()
+            deadline = loop.time() + grace_s
+            clients.go_away()
             await calls.finish(deadline)
-            await _sent(front, deadline)
-            front.close()
-
-
-async def _sent(front: Front, deadline: float) -> None:
-    """Wait until the last answers are sent."""
-    while front.busy() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  rare
-        await asyncio.sleep(_LOOK_S)
+            await asyncio.to_thread(clients.finish, max(0.0, deadline - loop.time()))
 
 
 def _refuse_to_displace(path: str) -> None:
@@ -81,26 +94,21 @@ def _refuse_to_displace(path: str) -> None:
     raise WrongState(f"another process listens on {path}")
 
 
-def _bind(path: str) -> socket.socket:
+def _bind(path: str, listener: socket.socket) -> None:
     """Bind in a private folder, then rename: nobody can connect before the mode is right."""
     parent = os.path.dirname(path)
     os.makedirs(parent, mode=0o755, exist_ok=True)
     private = tempfile.mkdtemp(prefix=".", dir=parent)
     temporary = f"{private}/s"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listener.bind(temporary)
         os.chown(temporary, os.geteuid(), os.getegid())
         os.chmod(temporary, SOCKET_MODE)
         os.rename(temporary, path)
-    except BaseException:
-        listener.close()
-        raise
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         os.rmdir(private)
-    return listener
 
 
 def _unlink_own(path: str, inode: int) -> None:

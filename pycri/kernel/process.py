@@ -33,6 +33,12 @@ def fork(child: Callable[[], object]) -> int:
         os._exit(status)
 
 
+def kill_and_reap(pid: int) -> None:
+    """End a child that may have ended already, and take leave of it."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 def start_time(pid: int) -> int:
     """Return when a process was started: field 22 of /proc/PID/stat, in clock ticks since boot.
 

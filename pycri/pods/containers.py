@@ -10,13 +10,12 @@ shorten the wait of the first.
 import asyncio
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from pycri.errors import AlreadyExists, NotFound, PycriError, WrongState
 from pycri.model.cdi import DeviceEdits
 from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState
-from pycri.model.ids import ContainerId, PodId, TaskId
+from pycri.model.ids import ContainerId, TaskId
 from pycri.model.image import Image
 from pycri.model.pod import PodRecord, PodState
 from pycri.plan.container import container_cgroup, container_log_path, plan_container
@@ -136,36 +135,6 @@ class Containers:
         if record.state is not ContainerState.RUNNING:
             raise WrongState(f"container {record.id} is not running")
         await self._spawner.reopen_log(TaskId(record.id))
-
-    def status(self, container_id: str) -> ContainerRecord:
-        """Return one container. Raises NotFound."""
-        return self._catalogue.container(container_id)
-
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        pod_prefix: str = "",
-        state: ContainerState | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> list[ContainerRecord]:
-        """Return the containers that match every given filter."""
-        # One pass for each filter that is given: mostly none is, every second.
-        found: Iterable[ContainerRecord] = self._catalogue.containers()
-        if id_prefix:
-            found = [one for one in found if one.id.startswith(id_prefix)]
-        if pod_prefix:
-            found = [one for one in found if one.pod_id.startswith(pod_prefix)]
-        if state is not None:
-            found = [one for one in found if one.state is state]
-        if labels:
-            wanted = labels.items()
-            found = [one for one in found if wanted <= one.spec.labels.items()]
-        return [*found]
-
-    def of_pod(self, pod_id: PodId) -> Sequence[ContainerRecord]:
-        """Return the containers of one pod, by its whole id."""
-        return self._catalogue.containers_of(pod_id)
 
     def _check_ready(self, pod_id: str) -> PodRecord:
         pod = self._catalogue.pod(pod_id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pod sandboxes: run, stop, remove, look.
+"""Pod sandboxes: run, stop, remove.
 
 Run writes the intent, then makes folders, namespaces and network, then records that the pod is
 ready; each step names its undo. If an undo fails the record stays, as not ready, so that the
@@ -12,7 +12,7 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from pycri.errors import AlreadyExists, NotFound, OutOfResources, Unavailable
 from pycri.kernel.fds import close_all
@@ -108,29 +108,6 @@ class Sandboxes:
             return False
         task = tasks.get(TaskId(pod.id))
         return task is None or task.exit_code is not None
-
-    def status(self, pod_id: str) -> PodRecord:
-        """Return one pod. Raises NotFound."""
-        return self._catalogue.pod(pod_id)
-
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        state: PodState | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> list[PodRecord]:
-        """Return the pods that match every given filter."""
-        # One pass for each filter that is given: mostly none is, every second.
-        found: Iterable[PodRecord] = self._catalogue.pods()
-        if id_prefix:
-            found = [one for one in found if one.id.startswith(id_prefix)]
-        if state is not None:
-            found = [one for one in found if one.state is state]
-        if labels:
-            wanted = labels.items()
-            found = [one for one in found if wanted <= one.spec.labels.items()]
-        return [*found]
 
     async def _run(self, spec: PodSpec, failed: PodRecord | None) -> PodId:
         """failed: an earlier try that could not be undone when it failed; now it has to be."""

@@ -65,7 +65,9 @@ def start_pycri(
                 socket=node.run_dir / "pycri.sock",
                 folder=node.folder,
                 group=group,
-                daemons={role: node.pid_of(role) for role in ("daemon", "spawner", "monitor")},
+                daemons={
+                    role: node.pid_of(role) for role in ("daemon", "front", "spawner", "monitor")
+                },
             )
         finally:
             node.wipe()

@@ -11,7 +11,8 @@ import signal
 import socket
 import sys
 
-from pycri.cri.front import Call, Front
+from pycri.cri.call import Call
+from pycri.cri.front import Front
 
 
 def main(path: str, size: int) -> None:
@@ -25,13 +26,12 @@ def main(path: str, size: int) -> None:
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
-    front = Front(listener, take, max_message_bytes=1 << 20)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    front.start()
+    front = Front(take, max_message_bytes=1 << 20)
+    front.listen(listener)
+    signal.signal(signal.SIGTERM, lambda *_: front.finish(0))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    signal.sigwait({signal.SIGTERM})
-    front.close()
+    front.run()
 
 
 def _varint(number: int) -> bytes:

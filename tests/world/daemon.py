@@ -186,10 +186,11 @@ class Node:
         return (self.folder / "daemon.log").read_text()
 
     def pid_of(self, process: str) -> int:
-        """Return the pid of "daemon", "spawner" or "monitor"."""
-        if process == "daemon":
+        """Return the pid of "daemon", "front", "spawner" or "monitor"."""
+        if process in ("daemon", "front"):
             assert self._process is not None
-            return self._process.pid
+            pid = self._process.pid
+            return pid if process == "daemon" else _child_named("pycri-front", pid)
         info = self.runtime.Status(cri.StatusRequest(verbose=True), timeout=CALL_TIMEOUT_S).info
         return int(info[f"{process}_pid"])
 
@@ -493,6 +494,13 @@ class Node:
             return lines if sum(text in line.content for line in lines) >= count else None
 
         return wait_until(found, what=f"{text!r} in the log of {container[:12]}")
+
+
+def _child_named(name: str, parent: int) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return next(
+        int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"
+    )
 
 
 def is_running(pid: int) -> bool:

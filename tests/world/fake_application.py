@@ -13,20 +13,22 @@ from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.image_service import ImageService
 from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
-from pycri.cri.server import serving
+from pycri.cri.server import Services, serving
 from pycri.errors import NotFound, RegistryUnavailable, WrongState
 from pycri.images.checking import CheckedImage
 from pycri.images.progress import LayerProgress
 from pycri.images.usage import ImageUsage
-from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState, ExecResult
+from pycri.model.container import ContainerSpec, ExecResult
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, ImageId, PodId
 from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
-from pycri.model.pod import PodRecord, PodSpec, PodState
+from pycri.model.pod import PodRecord, PodSpec
 from pycri.model.resources import Resources
 from pycri.model.stats import ContainerStats, GroupUsage, PodReading, PodStats
 from pycri.model.streams import AttachRequest, ExecRequest, PortForwardRequest
 from pycri.pods.events import Events
+from pycri.pods.records import Records
+from tests.world.threaded_front import ThreadedFront
 
 POD = PodId("a" * 64)
 IMAGE = ImageId("sha256:" + "c" * 64)
@@ -35,10 +37,10 @@ WAIT_S = 10
 
 
 class FakeSandboxes:
-    """Remembers pods; run waits for `gate`."""
+    """Makes the one pod there is; run waits for `gate`."""
 
-    def __init__(self) -> None:
-        self.pods: dict[str, PodRecord] = {}
+    def __init__(self, records: Records) -> None:
+        self._records = records
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()
@@ -49,38 +51,19 @@ class FakeSandboxes:
         await self.gate.wait()
         if self.failure:
             raise self.failure
-        self.pods[POD] = PodRecord(id=POD, spec=spec, created_ns=1, ready_ns=2)
+        self._records.put_pod(PodRecord(id=POD, spec=spec, created_ns=1, ready_ns=2))
         return POD
 
     async def stop(self, pod_id: str) -> None: ...
 
     async def remove(self, pod_id: str) -> None:
-        self.pods.pop(pod_id, None)
-
-    def status(self, pod_id: str) -> PodRecord:
-        if pod_id not in self.pods:
-            raise NotFound("pod sandbox", pod_id)
-        return self.pods[pod_id]
-
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        state: PodState | None = None,
-        labels: Mapping[str, str] = {},
-    ) -> list[PodRecord]:
-        return [
-            pod
-            for pod in self.pods.values()
-            if pod.id.startswith(id_prefix) and (state is None or pod.state is state)
-        ]
+        self._records.drop_pod(PodId(pod_id))
 
 
 class FakeContainers:
-    """Has those that are put into `records`."""
+    """Remembers which were stopped."""
 
     def __init__(self) -> None:
-        self.records: dict[str, ContainerRecord] = {}
         self.stopped: list[tuple[str, int]] = []
 
     async def create(self, pod_id: str, spec: ContainerSpec) -> ContainerId:
@@ -93,24 +76,6 @@ class FakeContainers:
         self.stopped.append((container_id, timeout_s))
 
     async def remove(self, container_id: str) -> None: ...
-
-    def status(self, container_id: str) -> ContainerRecord:
-        if container_id not in self.records:
-            raise NotFound("container", container_id)
-        return self.records[container_id]
-
-    def list(
-        self,
-        *,
-        id_prefix: str = "",
-        pod_prefix: str = "",
-        state: ContainerState | None = None,
-        labels: Mapping[str, str] = {},
-    ) -> list[ContainerRecord]:
-        return [r for r in self.records.values() if r.pod_id.startswith(pod_prefix)]
-
-    def of_pod(self, pod_id: PodId) -> Sequence[ContainerRecord]:
-        return self.list(pod_prefix=pod_id)
 
     async def reopen_log(self, container_id: str) -> None: ...
 
@@ -154,27 +119,26 @@ class FakeExecs:
 
 
 class FakeStats:
-    """Has those of `containers`' records, and one pod, without numbers."""
+    """Has those of the records, without numbers."""
 
-    def __init__(self, sandboxes: FakeSandboxes, containers: FakeContainers) -> None:
-        self._sandboxes = sandboxes
-        self._containers = containers
+    def __init__(self, records: Records) -> None:
+        self._records = records
 
     async def container(self, container_id: str) -> ContainerStats:
-        return ContainerStats(container=self._containers.status(container_id))
+        return ContainerStats(container=self._records.container(container_id))
 
     async def containers(
         self, *, id_prefix: str = "", pod_prefix: str = "", labels: Mapping[str, str] = {}
     ) -> list[ContainerStats]:
-        records = self._containers.list(pod_prefix=pod_prefix)
+        records = self._records.find_containers(pod_prefix=pod_prefix)
         return [ContainerStats(container=record) for record in records]
 
     async def pod(self, pod_id: str) -> PodStats:
         usage = GroupUsage(timestamp_ns=5)
-        return PodStats(pod=self._sandboxes.status(pod_id), usage=usage)
+        return PodStats(pod=self._records.pod(pod_id), usage=usage)
 
     async def pods(self, *, id_prefix: str = "", labels: Mapping[str, str] = {}) -> list[PodStats]:
-        return [await self.pod(pod.id) for pod in self._sandboxes.list(id_prefix=id_prefix)]
+        return [await self.pod(pod.id) for pod in self._records.find_pods(id_prefix=id_prefix)]
 
 
 class FakeMetrics:
@@ -281,12 +245,12 @@ class FakeImages:
 class FakeNetworks:
     """One pod, in which something is wrong."""
 
-    def __init__(self, sandboxes: FakeSandboxes) -> None:
-        self._sandboxes = sandboxes
+    def __init__(self, records: Records) -> None:
+        self._records = records
         self.problems = ["pod a: its link pc1 is not there"]
 
     def list(self) -> list[PodRecord]:
-        return list(self._sandboxes.pods.values())
+        return list(self._records.pods())
 
     async def check(self) -> Sequence[str]:
         return self.problems
@@ -300,20 +264,22 @@ class FakeDaemon:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.sandboxes = FakeSandboxes()
+        self.records = Records()
+        self.sandboxes = FakeSandboxes(self.records)
         self.containers = FakeContainers()
         self.updates = FakeUpdates()
         self.execs = FakeExecs()
         self.node = FakeNode()
-        self.observed = FakeObserved(FakeStats(self.sandboxes, self.containers))
+        self.observed = FakeObserved(FakeStats(self.records))
         self.streaming = FakeStreaming()
         self.images = FakeImages()
-        self.networks = FakeNetworks(self.sandboxes)
+        self.networks = FakeNetworks(self.records)
 
     @asynccontextmanager
     async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
-        services = (
+        services = Services(
             RuntimeService(
+                records=self.records,
                 sandboxes=self.sandboxes,
                 containers=self.containers,
                 updates=self.updates,
@@ -325,11 +291,12 @@ class FakeDaemon:
             ImageService(self.images, self.images),
             NodeService(self.images, self.networks),
         )
-        async with (
-            serving(self.path, *services, grace_s=grace_s),
-            grpc.aio.insecure_channel(f"unix:{self.path}") as channel,
-        ):
-            yield channel
+        with ThreadedFront() as front:
+            async with (
+                serving(self.path, front, services, grace_s=grace_s),
+                grpc.aio.insecure_channel(f"unix:{self.path}") as channel,
+            ):
+                yield channel
 
 
 Scene = Callable[[FakeDaemon, grpc.aio.Channel], Awaitable[None]]

@@ -40,14 +40,14 @@ def stages(call: str) -> tuple[Stage, ...]:
 
 def put_pod(daemon: FakeDaemon) -> None:
     metadata = PodMetadata(name="web", uid="u", namespace="ns")
-    daemon.sandboxes.pods[POD] = PodRecord(
+    pod = PodRecord(
         id=POD,
         spec=PodSpec(metadata=metadata, port_mappings=PORTS),
         created_ns=1,
         attachment=Attachment(interfaces=(ETH0,)),
         timeline=stages("RunPodSandbox"),
     )
-    daemon.containers.records[CONTAINER] = ContainerRecord(
+    container = ContainerRecord(
         id=CONTAINER,
         pod_id=POD,
         spec=ContainerSpec(metadata=ContainerMetadata(name="app"), image=ImageSpec(image="app:1")),
@@ -59,6 +59,8 @@ def put_pod(daemon: FakeDaemon) -> None:
         created_ns=2,
         timeline=stages("CreateContainer"),
     )
+    daemon.records.put_pod(pod)
+    daemon.records.put_container(container)
 
 
 async def serve(path: str, ready: threading.Event, ends: list[asyncio.Event]) -> None:

@@ -89,11 +89,11 @@ class RawClient:
 
 def add_large_pods(world: FakeDaemon) -> None:
     """Make lists take six megabytes, with copies of the one pod there is."""
-    (pod,) = world.sandboxes.pods.values()
+    (pod,) = world.records.pods()
     spec = msgspec.structs.replace(pod.spec, annotations={"a": "x" * 300_000})
     for number in range(20):
         copy = msgspec.structs.replace(pod, id=PodId(str(number)), spec=spec)
-        world.sandboxes.pods[copy.id] = copy
+        world.records.put_pod(copy)
 
 
 def test_who_only_looks_does_not_wait_for_the_event_loop(path: str) -> None:
@@ -304,12 +304,14 @@ def test_the_daemon_serves_without_the_grpc_library() -> None:
 
 
 OUT_OF_DESCRIPTORS = """
-import os, resource, socket, sys, time
+import os, resource, socket, sys, threading, time
 from pycri.cri.front import Front
 listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
-front = Front(listener, lambda call: None, max_message_bytes=1000)
-front.start()
+front = Front(lambda call: None, max_message_bytes=1000)
+front.listen(listener)
+thread = threading.Thread(target=front.run)
+thread.start()
 free = os.dup(0)
 os.close(free)
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -322,7 +324,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (free + 10, hard))
 client.settimeout(10)
 client.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n")
 assert client.recv(100)
-front.close()
+front.finish(0)
+thread.join()
 """
 
 

@@ -92,11 +92,11 @@ def test_a_list_too_long_for_one_message_comes_in_several(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub = RuntimeServiceStub(channel)
         await stub.RunPodSandbox(pod_request())
-        (pod,) = world.sandboxes.pods.values()
+        (pod,) = world.records.pods()
         spec = msgspec.structs.replace(pod.spec, annotations={"a": "x" * 100_000})
         for number in range(30):
             copy = msgspec.structs.replace(pod, id=PodId(str(number)), spec=spec)
-            world.sandboxes.pods[copy.id] = copy
+            world.records.put_pod(copy)
         listed = (await stub.ListPodSandbox(pb.ListPodSandboxRequest())).items
         stream = stub.StreamPodSandboxes(pb.StreamPodSandboxesRequest())
         messages = [message async for message in stream]
@@ -205,10 +205,10 @@ def test_a_client_that_hangs_up_does_not_cancel_the_work(path: str) -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        assert not world.sandboxes.pods
+        assert not world.records.pods()
         world.sandboxes.gate.set()
 
-    assert POD in play(path, scene).sandboxes.pods
+    assert play(path, scene).records.has_pod(POD)
 
 
 def test_a_passed_deadline_does_not_cancel_the_work_either(path: str) -> None:
@@ -218,7 +218,7 @@ def test_a_passed_deadline_does_not_cancel_the_work_either(path: str) -> None:
         assert (await failure(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
         world.sandboxes.gate.set()
 
-    assert POD in play(path, scene).sandboxes.pods
+    assert play(path, scene).records.has_pod(POD)
 
 
 def test_an_exec_ends_with_its_client(path: str) -> None:
@@ -243,7 +243,7 @@ def test_work_that_outlasts_the_grace_is_cancelled_at_stop(path: str) -> None:
                 call.cancel()
             return world
 
-    assert not asyncio.run(run()).sandboxes.pods
+    assert not asyncio.run(run()).records.pods()
 
 
 def test_a_message_of_16_mib_is_taken_and_a_larger_answer_is_sent(path: str) -> None:

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's side of the front: takes what the front passes on, answers through it.
+
+The front is a process (`front_process.py`), so that who looks waits for nothing that this one does.
+"""
+
+import select
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+import msgspec
+
+from pycri.cri import front_process
+from pycri.cri.call import Call, End
+from pycri.cri.calls import Calls
+from pycri.cri.link import (
+    TO_DAEMON,
+    Asked,
+    DropContainer,
+    DropPod,
+    Finish,
+    GoAway,
+    Left,
+    Link,
+    Listen,
+    PutContainer,
+    PutPod,
+    Reply,
+    Taken,
+)
+from pycri.cri.looks import Look
+from pycri.kernel.priority import go_first
+from pycri.kernel.process import fork, kill_and_reap
+from pycri.model.cdi import DeviceEdits
+from pycri.model.container import ContainerRecord
+from pycri.model.ids import ContainerId, PodId
+from pycri.model.image import ImageConfig
+from pycri.model.pod import PodRecord
+
+_PATIENCE_S: Final = 1.0
+"""How long the front may take to end after the time it was given."""
+
+
+class FrontClient:
+    """The front's process, as the daemon sees it; the mirror of the catalogue."""
+
+    def __init__(self, *, watched: bool) -> None:
+        """Fork the front; this process must have one thread. It has ended when the block ends.
+
+        watched: whether those who watch calls are to be told of those that the front answers.
+        """
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.when_lost: Callable[[], object] = lambda: None
+        self.is_lost = False
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.pid = fork(lambda: front_process.run(theirs, self.listener, watched=watched))
+        self._epoll = select.epoll()
+        self._link = Link(ours, self._epoll, TO_DAEMON)
+        self._lock = threading.Lock()
+        self._calls: dict[int, Call] = {}  # that are not ended
+        self._untaken: dict[int, int] = {}  # how many replies their clients have not been sent
+        self._finishing = False
+        self._thread = threading.Thread(target=self._run, name="front", daemon=True)
+
+    def start(self, calls: Calls) -> None:
+        """Let the front serve what is bound by now to `listener`; perform what it passes on."""
+        self._served = calls
+        self.listener.close()
+        self._link.send(Listen())
+        self._thread.start()
+
+    def go_away(self) -> None:
+        """Take no further connection or call."""
+        self._link.send(GoAway())
+
+    def finish(self, within_s: float) -> None:
+        """End the front once all answers are sent, or the time is over; wait for that."""
+        self._finishing = True
+        self._link.send(Finish(within_s))
+        self._thread.join(within_s + _PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        kill_and_reap(self.pid)
+        self.listener.close()  # that was not served
+
+    # the mirror of the catalogue
+
+    def put_pod(self, pod: PodRecord) -> None:
+        """Show a pod from now on as this."""
+        self._link.send(PutPod(pod))
+
+    def drop_pod(self, pod_id: PodId) -> None:
+        """Show it no more."""
+        self._link.send(DropPod(pod_id))
+
+    def put_container(self, container: ContainerRecord) -> None:
+        """Show a container from now on as this."""
+        self._link.send(PutContainer(_without_what_is_not_shown(container)))
+
+    def drop_container(self, container_id: ContainerId) -> None:
+        """Show it no more."""
+        self._link.send(DropContainer(container_id))
+
+    # the answerer of calls
+
+    def send(self, call: Call, messages: list[bytes], end: End | None) -> None:
+        """Send a part of a call's answer."""
+        with self._lock:
+            if call.ended or call.gone:
+                return
+            if end is not None:
+                call.ended = True
+                self._calls.pop(call.number, None)
+                self._untaken.pop(call.number, None)
+            elif messages:
+                self._untaken[call.number] = self._untaken.get(call.number, 0) + 1
+            self._link.send(Reply(call.number, messages, end))
+
+    def watch_gone(self, call: Call, callback: Callable[[], None]) -> bool:
+        """Note whom to tell; return True if the client is gone already."""
+        with self._lock:
+            call.when_gone = callback
+            return call.gone
+
+    def watch_drained(self, call: Call, callback: Callable[[], None]) -> bool:
+        """Note whom to tell once nothing waits; return False if nothing does."""
+        with self._lock:
+            if call.gone or not self._untaken.get(call.number):
+                return False
+            call.when_drained = callback
+            return True
+
+    # the thread
+
+    def _run(self) -> None:
+        go_first()
+        heed: dict[type, Callable[[Any], None]] = {
+            Asked: self._take,
+            Left: lambda message: self._leave(message.number),
+            Taken: lambda message: self._note_taken(message.number),
+            Look: self._served.looked,
+        }
+        while True:
+            for _, mask in self._epoll.poll():
+                try:
+                    messages = self._link.serve(mask)
+                except EOFError:
+                    self._end()
+                    return
+                for message in messages:
+                    heed[type(message)](message)
+
+    def _take(self, asked: Asked) -> None:
+        call = Call(self, asked.number, asked.headers, asked.message)
+        with self._lock:
+            self._calls[call.number] = call
+        self._served.take(call)
+
+    def _leave(self, number: int) -> None:
+        with self._lock:
+            if not (call := self._calls.pop(number, None)):
+                return
+            call.gone = True
+            self._untaken.pop(number, None)
+            callbacks = call.when_gone, call.when_drained
+        for callback in callbacks:
+            if callback:
+                callback()
+
+    def _note_taken(self, number: int) -> None:
+        callback = None
+        with self._lock:
+            if number not in self._untaken:
+                return
+            self._untaken[number] -= 1
+            call = self._calls[number]
+            if not self._untaken[number]:
+                callback, call.when_drained = call.when_drained, None
+        if callback:
+            callback()
+
+    def _end(self) -> None:
+        """The front is gone, and every client with it."""
+        for number in list(self._calls):
+            self._leave(number)
+        if not self._finishing:
+            self.is_lost = True
+            self.when_lost()
+
+
+def _without_what_is_not_shown(record: ContainerRecord) -> ContainerRecord:
+    """Leave out what no list or status has: much of it, and secrets."""
+    return msgspec.structs.replace(
+        record,
+        spec=msgspec.structs.replace(record.spec, env=()),
+        image_layers=(),
+        image_config=ImageConfig(),
+        device_edits=DeviceEdits(),
+        seccomp_text=b"",
+    )
