@@ -4,6 +4,7 @@
 The front is a process (`front_process.py`), so that who looks waits for nothing that this one does.
 """
 
+import gc
 import select
 import socket
 import threading
@@ -55,6 +56,9 @@ class FrontClient:
         self.when_lost: Callable[[], object] = lambda: None
         self.is_lost = False
         ours, theirs = socket.socketpair()
+        # What is there by now is shared as long as neither looks through it for garbage.
+        gc.collect()
+        gc.freeze()
         with theirs:
             self.pid = fork(lambda: front_process.run(theirs, self.listener, watched=watched))
         self._epoll = select.epoll()

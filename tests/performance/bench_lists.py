@@ -76,9 +76,19 @@ class Report(msgspec.Struct, kw_only=True):
 @click.option("--rounds", default=200, show_default=True, help="Looks of each kind on each.")
 @click.option("--pods", default=PODS, show_default=True, help="Pods on each.")
 @click.option("--seconds", default=60, show_default=True, help="Relists, one a second.")
+@click.option(
+    "--storm-seconds", default=STORM_S, show_default=True, help="How long each is under load."
+)
 @click.option("--peer", "peers", multiple=True, type=click.Choice(["containerd"]))
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write every sample here.")
-def main(rounds: int, pods: int, seconds: int, peers: tuple[str, ...], file: Path | None) -> None:
+def main(  # noqa: PLR0913  one for each option
+    rounds: int,
+    pods: int,
+    seconds: int,
+    storm_seconds: float,
+    peers: tuple[str, ...],
+    file: Path | None,
+) -> None:
     """Measure lists and statuses, beside containerd if asked for."""
     if os.geteuid() != 0:
         raise click.ClickException("needs root")
@@ -109,7 +119,8 @@ def main(rounds: int, pods: int, seconds: int, peers: tuple[str, ...], file: Pat
             looked.relist_cpu = _relist(contestant, seconds)
             looked.quiet = _Listing({"runtime": contestant.socket}, QUIET_S).result()["runtime"]
             sockets = {"runtime": contestant.socket, "idle": idle}
-            times = _storm(sockets, client, big, folder / f"synced-{contestant.name}")
+            synced = folder / f"synced-{contestant.name}"
+            times = _storm(sockets, client, big, synced, storm_seconds)
             looked.storm, looked.idle = times["runtime"], times["idle"]
     click.echo(render(report))
     if file is not None:
@@ -194,7 +205,7 @@ def _push_big(registry: Registry) -> str:
 
 
 def _storm(
-    sockets: dict[str, Path], client: Client, big: str, folder: Path
+    sockets: dict[str, Path], client: Client, big: str, folder: Path, seconds: float
 ) -> dict[str, dict[str, list[float]]]:
     """List while pods are run, again and again; return milliseconds by server and call."""
     over = threading.Event()
@@ -202,9 +213,9 @@ def _storm(
         folder.mkdir()
         others = [load.submit(_sync, folder / str(number), over) for number in range(SYNCERS)]
         others.append(load.submit(_pull, client, big, over))
-        listing = _Listing(sockets, STORM_S)
+        listing = _Listing(sockets, seconds)
         started = time.monotonic()
-        while time.monotonic() - started < STORM_S:
+        while time.monotonic() - started < seconds:
             pods = list(load.map(lambda _: _start_pod(client), range(STORM_PODS)))
             list(load.map(client.remove_pod, pods))
         times = listing.result()
