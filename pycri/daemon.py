@@ -102,15 +102,15 @@ def run(settings: Settings) -> None:
         host = probe_host()
         # A fork, so it comes before there are threads.
         spawner_socket = launch.connect(settings) or launch.start(settings, host)
-        with _fork_front(settings) as front:
+        with _front(settings) as front:
             asyncio.run(_serve(settings, host, spawner_socket, front))
 
 
-def _fork_front(settings: Settings) -> "FrontClient":
+def _front(settings: Settings) -> contextlib.AbstractContextManager["FrontClient"]:
     # Imported here, as the spawner is started before: the faster the smaller this process is.
-    from pycri.cri.front_client import FrontClient
+    from pycri.cri.front_client import forked_front
 
-    return FrontClient(watched=bool(settings.prometheus.address or settings.tracing.endpoint))
+    return forked_front(watched=bool(settings.prometheus.address or settings.tracing.endpoint))
 
 
 def wipe(settings: Settings) -> None:

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Talking to clients: their connections, and calls on them.
 
-One thread reads what clients send, and has each call taken by whoever serves calls; who only looks
-is answered right here, between two reads. Answers go to the socket from the thread in which they
-are ready; only what the socket does not take at once waits for this one. A connection is guarded by
-its lock, which nobody holds while anything is waited for.
+One thread, which never waits but for all of them at once: it reads what clients send, has each call
+taken by whoever serves calls, and sends answers; what a socket does not take at once goes when the
+socket has room.
 """
 
-import collections
-import os
 import select
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Final
@@ -40,7 +36,6 @@ class Peer:
     def __init__(self, sock: socket.socket, epoll: select.epoll, max_message_bytes: int) -> None:
         self._socket = sock
         self._sender = Sender(sock, epoll, most_unsent=_MOST_UNSENT)
-        self._lock = threading.Lock()
         self._connection = Connection(max_message_bytes + rpc.PREFIX_BYTES)
         self._calls: dict[int, Call] = {}  # that are not ended
         self._behind: dict[int, Call] = {}  # that wait until their client takes more
@@ -56,10 +51,9 @@ class Peer:
             return False
         if not data:
             return False
-        with self._lock:
-            events = self._connection.receive(data)
-            drained = self._take_drained()
-            self._flush()
+        events = self._connection.receive(data)
+        drained = self._take_drained()
+        self._flush()
         for callback in drained:
             callback()
         for event in events:  # in their order: a call may be made and given up in one read
@@ -71,58 +65,51 @@ class Peer:
 
     def write(self) -> None:
         """Send what the socket did not take before."""
-        with self._lock:
-            self._flush()
+        self._flush()
 
     def send(self, call: Call, messages: list[bytes], end: End | None) -> None:
         """Send a part of a call's answer."""
-        with self._lock:
-            if call.ended or self._closed:
-                return
-            stream_id, connection = call.number, self._connection
-            if not call.begun:
-                call.begun = True
-                connection.begin(stream_id, rpc.BEGINNING)
-            for message in messages:
-                connection.write(stream_id, rpc.framed(message))
-            if end is not None:
-                call.ended = True
-                connection.finish(stream_id, rpc.trailers(*end))
-                self._calls.pop(stream_id, None)
-            self._flush()
+        if call.ended or self._closed:
+            return
+        stream_id, connection = call.number, self._connection
+        if not call.begun:
+            call.begun = True
+            connection.begin(stream_id, rpc.BEGINNING)
+        for message in messages:
+            connection.write(stream_id, rpc.framed(message))
+        if end is not None:
+            call.ended = True
+            connection.finish(stream_id, rpc.trailers(*end))
+            self._calls.pop(stream_id, None)
+        self._flush()
 
     def watch_gone(self, call: Call, callback: Callable[[], None]) -> bool:
         """Note whom to tell; return True if the client is gone already."""
-        with self._lock:
-            call.when_gone = callback
-            return call.gone
+        call.when_gone = callback
+        return call.gone
 
     def watch_drained(self, call: Call, callback: Callable[[], None]) -> bool:
         """Note whom to tell once nothing waits; return False if nothing does."""
-        with self._lock:
-            if call.gone or not self._connection.unsent(call.number):
-                return False
-            call.when_drained = callback
-            self._behind[call.number] = call
-            return True
+        if call.gone or not self._connection.unsent(call.number):
+            return False
+        call.when_drained = callback
+        self._behind[call.number] = call
+        return True
 
     def go_away(self) -> None:
         """Take no further calls."""
-        with self._lock:
-            self._connection.go_away()
-            self._flush()
+        self._connection.go_away()
+        self._flush()
 
     def busy(self) -> bool:
         """Tell whether an answer is not sent yet."""
-        with self._lock:
-            return self._sender.waits or self._connection.busy()
+        return self._sender.waits or self._connection.busy()
 
     def close(self) -> None:
         """Hang up; whose calls are not answered are told."""
-        with self._lock:
-            self._closed = True
-            self._sender.close()
-            everybody = self._connection.close()
+        self._closed = True
+        self._sender.close()
+        everybody = self._connection.close()
         for gone in everybody:
             self._tell_gone(gone)
 
@@ -142,26 +129,23 @@ class Peer:
             except rpc.Malformed as error:
                 self._refuse_call(request, error.code, str(error))
                 return
-            with self._lock:
-                self._calls[call.number] = call
+            self._calls[call.number] = call
             take(call)
 
     def _refuse_call(self, request: Request, code: rpc.Code, text: str) -> None:
         self._refuse(request, rpc.refusal(code, text))
 
     def _refuse(self, request: Request, fields: Fields) -> None:
-        with self._lock:
-            self._connection.finish(request.stream_id, fields)
-            self._flush()
+        self._connection.finish(request.stream_id, fields)
+        self._flush()
 
     def _tell_gone(self, gone: Gone) -> None:
         """Tell those whom it concerns that the client does not want the answer."""
-        with self._lock:
-            if not (call := self._calls.pop(gone.stream_id, None)):
-                return
-            call.gone = True
-            self._behind.pop(call.number, None)
-            callbacks = call.when_gone, call.when_drained
+        if not (call := self._calls.pop(gone.stream_id, None)):
+            return
+        call.gone = True
+        self._behind.pop(call.number, None)
+        callbacks = call.when_gone, call.when_drained
         for callback in callbacks:
             if callback:
                 callback()
@@ -194,10 +178,6 @@ class Front:
         self._listener: socket.socket | None = None
         self._peers: dict[int, Peer] = {}
         self._others: dict[int, Callable[[int], None]] = {}
-        self._posted: collections.deque[Callable[[], None]] = collections.deque()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.watch(self._wake_fd, self._act)
-        self.epoll.register(self._wake_fd, select.EPOLLIN)
         self._full_since_s = 0.0
         self._end_s: float | None = None
 
@@ -206,9 +186,8 @@ class Front:
         self._others[fd] = ready
 
     def ignore(self, fd: int) -> None:
-        """Watch it no more."""
+        """Watch it no more; it is to be closed."""
         del self._others[fd]
-        self.epoll.unregister(fd)
 
     def listen(self, listener: socket.socket) -> None:
         """Accept clients from now on. Takes the socket, which is bound."""
@@ -219,7 +198,7 @@ class Front:
         self.epoll.register(listener, select.EPOLLIN)
 
     def run(self) -> None:
-        """Serve until the end that `finish` sets."""
+        """Serve until `finish`, which is called from within."""
         go_first()
         while not self._is_over():
             for fd, mask in self.epoll.poll(self._patience_s()):
@@ -228,28 +207,28 @@ class Front:
                 elif fd in self._others:
                     self._others[fd](mask)
             self._listen_again()
-        self._close()
 
     def go_away(self) -> None:
         """Accept no further connection or call."""
-        self._post(self._stop_listening)
+        if self._listener:
+            self.ignore(self._listener.fileno())
+            self.epoll.unregister(self._listener)
+            self._listener.close()
+            self._listener = None
+        for peer in self._peers.values():
+            peer.go_away()
 
     def finish(self, within_s: float) -> None:
-        """Hang up on everybody once all answers are sent, or the time is over; from any thread."""
-        end_s = time.monotonic() + within_s
-        self._post(lambda: self._end_at(end_s))
+        """Have `run` end once all answers are sent, or the time is over."""
+        self._end_s = time.monotonic() + within_s
 
-    def _post(self, action: Callable[[], None]) -> None:
-        self._posted.append(action)
-        os.eventfd_write(self._wake_fd, 1)
-
-    def _act(self, _: int) -> None:
-        os.eventfd_read(self._wake_fd)
-        while self._posted:
-            self._posted.popleft()()
-
-    def _end_at(self, end_s: float) -> None:
-        self._end_s = end_s
+    def close(self) -> None:
+        """Hang up on everybody."""
+        self.go_away()
+        for peer in self._peers.values():
+            peer.close()
+        self._peers.clear()
+        self.epoll.close()
 
     def _is_over(self) -> bool:
         if self._end_s is None:
@@ -296,19 +275,3 @@ class Front:
         if rested and self._listener:
             self._full_since_s = 0.0
             self.epoll.modify(self._listener, select.EPOLLIN)
-
-    def _stop_listening(self) -> None:
-        if self._listener:
-            self.ignore(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
-        for peer in self._peers.values():
-            peer.go_away()
-
-    def _close(self) -> None:
-        self._stop_listening()
-        for peer in self._peers.values():
-            peer.close()
-        self._peers.clear()
-        os.close(self._wake_fd)
-        self.epoll.close()

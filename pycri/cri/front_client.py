@@ -8,8 +8,9 @@ import gc
 import select
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import msgspec
 
@@ -44,25 +45,40 @@ _PATIENCE_S: Final = 1.0
 """How long the front may take to end after the time it was given."""
 
 
+@contextmanager
+def forked_front(*, watched: bool) -> Iterator["FrontClient"]:
+    """Fork the front, of a process that has one thread; when the block ends it has ended.
+
+    watched: whether those who watch calls are to be told of those that the front answers.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    ours, theirs = socket.socketpair()
+    # What is there by now is shared as long as neither looks through it for garbage.
+    gc.collect()
+    gc.freeze()
+    pid = fork(lambda: front_process.run(theirs, listener, watched=watched))
+    theirs.close()
+    client = FrontClient(ours, listener)
+    try:
+        yield client
+    finally:
+        kill_and_reap(pid)
+        client.close()
+
+
 class FrontClient:
-    """The front's process, as the daemon sees it; the mirror of the catalogue."""
+    """The front, as the daemon sees it: the mirror of the catalogue, the answerer of calls.
 
-    def __init__(self, *, watched: bool) -> None:
-        """Fork the front; this process must have one thread. It has ended when the block ends.
+    listener: to be bound; the front's from `start` on.
+    """
 
-        watched: whether those who watch calls are to be told of those that the front answers.
-        """
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    def __init__(self, sock: socket.socket, listener: socket.socket) -> None:
+        """sock: connected to a `front_process.FrontProcess` that has the listener, too."""
+        self.listener = listener
         self.when_lost: Callable[[], object] = lambda: None
         self.is_lost = False
-        ours, theirs = socket.socketpair()
-        # What is there by now is shared as long as neither looks through it for garbage.
-        gc.collect()
-        gc.freeze()
-        with theirs:
-            self.pid = fork(lambda: front_process.run(theirs, self.listener, watched=watched))
         self._epoll = select.epoll()
-        self._link = Link(ours, self._epoll, TO_DAEMON)
+        self._link = Link(sock, self._epoll, TO_DAEMON)
         self._lock = threading.Lock()
         self._calls: dict[int, Call] = {}  # that are not ended
         self._untaken: dict[int, int] = {}  # how many replies their clients have not been sent
@@ -86,12 +102,14 @@ class FrontClient:
         self._link.send(Finish(within_s))
         self._thread.join(within_s + _PATIENCE_S)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        kill_and_reap(self.pid)
-        self.listener.close()  # that was not served
+    def close(self) -> None:
+        """Let go of the front, which has ended."""
+        self._finishing = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.listener.close()
+        self._link.close()
+        self._epoll.close()
 
     # the mirror of the catalogue
 
@@ -105,7 +123,7 @@ class FrontClient:
 
     def put_container(self, container: ContainerRecord) -> None:
         """Show a container from now on as this."""
-        self._link.send(PutContainer(_without_what_is_not_shown(container)))
+        self._link.send(PutContainer(without_what_is_not_shown(container)))
 
     def drop_container(self, container_id: ContainerId) -> None:
         """Show it no more."""
@@ -198,7 +216,7 @@ class FrontClient:
             self.when_lost()
 
 
-def _without_what_is_not_shown(record: ContainerRecord) -> ContainerRecord:
+def without_what_is_not_shown(record: ContainerRecord) -> ContainerRecord:
     """Leave out what no list or status has: much of it, and secrets."""
     return msgspec.structs.replace(
         record,

@@ -95,6 +95,9 @@ class FrontProcess:
     def run(self) -> None:
         """Serve until the end."""
         self._front.run()
+        self._link.close()
+        self._listener.close()  # that was not served
+        self._front.close()
 
     # as a watch of calls that are answered here
 
@@ -169,6 +172,7 @@ class FrontProcess:
     def _end(self) -> None:
         """The daemon is gone: let clients know."""
         self._front.ignore(self._link.fileno())
+        self._link.close()
         for call in self._asked.values():
             call.end(Code.UNAVAILABLE, "the runtime has ended")
         self._asked.clear()

@@ -124,6 +124,11 @@ class Link(Generic[T]):
                 self._sender.send()
         return self._receive() if mask & ~select.EPOLLOUT else []
 
+    def close(self) -> None:
+        """Let go of the other end."""
+        with self._lock:
+            self._sender.close()
+
     def _receive(self) -> list[T]:
         try:
             data = self._socket.recv(_READ_BYTES)

@@ -28,7 +28,9 @@ class Sender:
         return bool(self._unsent)
 
     def send(self, data: bytes = b"") -> None:
-        """Send what waits and then `data`, as far as the socket takes it."""
+        """Send what waits and then `data`, as far as the socket takes it; nothing once closed."""
+        if self._socket.fileno() < 0:
+            return
         data = self._unsent + data
         if not (data or self._mask & select.EPOLLOUT):
             return
@@ -48,6 +50,7 @@ class Sender:
             self._epoll.modify(self._socket, mask)
 
     def close(self) -> None:
-        """Close the socket; what waits is lost."""
-        self._epoll.unregister(self._socket)
-        self._socket.close()
+        """Close the socket; what waits is lost. Again is fine."""
+        if self._socket.fileno() >= 0:
+            self._epoll.unregister(self._socket)
+            self._socket.close()

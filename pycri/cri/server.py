@@ -8,10 +8,11 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from pycri.cri.api import node_v1_pb2, runtime_v1_pb2
 from pycri.cri.calls import Calls
+from pycri.cri.front_client import FrontClient
 from pycri.cri.image_service import ImageService
 from pycri.cri.looks import Watch
 from pycri.cri.node_service import NodeService
@@ -19,21 +20,6 @@ from pycri.cri.runtime_service import RuntimeService
 from pycri.errors import WrongState
 
 SOCKET_MODE = 0o660
-
-
-class Clients(Protocol):
-    """Who talks to clients. listener: made, to be bound; theirs once they have started."""
-
-    listener: socket.socket
-
-    def start(self, calls: Calls) -> None:
-        """Serve clients of the listener."""
-
-    def go_away(self) -> None:
-        """Take no further connection or call."""
-
-    def finish(self, within_s: float) -> None:
-        """Hang up once all answers are sent, or the time is over; wait for that."""
 
 
 class Services(NamedTuple):
@@ -47,13 +33,15 @@ class Services(NamedTuple):
 @asynccontextmanager
 async def serving(
     path: str,
-    clients: Clients,
+    front: FrontClient,
     services: Services,
     *,
     watches: Sequence[Watch] = (),
     grace_s: float = 10.0,
 ) -> AsyncIterator[None]:
-    """Serve on `path` until the block ends; then refuse new calls and let running ones finish.
+    """Serve on `path`, through the front, until the block ends.
+
+    Then new calls are refused, and running ones may finish.
 
     watches: take note of each call. After `grace_s` what still runs is cancelled.
     Raises: WrongState if something else listens there.
@@ -65,17 +53,17 @@ async def serving(
         calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["RuntimeService"], services.runtime)
         calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["ImageService"], services.images)
         calls.add(node_v1_pb2.DESCRIPTOR.services_by_name["Node"], services.node)
-        _bind(path, clients.listener)
+        _bind(path, front.listener)
         inode = os.lstat(path).st_ino
-        clients.start(calls)
+        front.start(calls)
         try:
             yield
         finally:
             _unlink_own(path, inode)
             deadline = loop.time() + grace_s
-            clients.go_away()
+            front.go_away()
             await calls.finish(deadline)
-            await asyncio.to_thread(clients.finish, max(0.0, deadline - loop.time()))
+            await asyncio.to_thread(front.finish, max(0.0, deadline - loop.time()))
 
 
 def _refuse_to_displace(path: str) -> None:

@@ -61,4 +61,5 @@ def message_of(error: BaseException) -> str:
         text = f"{type(error).__name__}: {error}"
     name = CRI_NAMES.get(type(error))
     parts = [f"{name}: {text}" if name else text, *getattr(error, "__notes__", [])]
-    return "; ".join(parts)[:LONGEST_MESSAGE]
+    # A path in it may have bytes that are no text (PEP 383).
+    return "; ".join(parts)[:LONGEST_MESSAGE].encode(errors="backslashreplace").decode()

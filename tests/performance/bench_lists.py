@@ -81,7 +81,7 @@ class Report(msgspec.Struct, kw_only=True):
 )
 @click.option("--peer", "peers", multiple=True, type=click.Choice(["containerd"]))
 @click.option("--json", "file", type=click.Path(path_type=Path), help="Write every sample here.")
-def main(  # noqa: PLR0913  one for each option
+def main(
     rounds: int,
     pods: int,
     seconds: int,

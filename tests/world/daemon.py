@@ -203,13 +203,14 @@ class Node:
         wait_until(lambda: not is_running(pid), what=f"{process} {pid} ends")
         return pid
 
-    def reap(self) -> None:
-        """Take leave of a daemon that has been killed."""
+    def reap(self) -> int:
+        """Take leave of a daemon that has been killed, or ends by itself; return its status."""
         assert self._process is not None
         assert self._channel is not None
         self._channel.close()
-        self._process.wait(CALL_TIMEOUT_S)
+        status = self._process.wait(CALL_TIMEOUT_S)
         self._process = self._channel = None
+        return status
 
     def stop(self) -> None:
         """End the daemon as a service manager does; containers go on."""

@@ -2,8 +2,8 @@
 """A CRI server whose application is fake: small, in memory, and able to wait or fail on demand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -18,7 +18,7 @@ from pycri.errors import NotFound, RegistryUnavailable, WrongState
 from pycri.images.checking import CheckedImage
 from pycri.images.progress import LayerProgress
 from pycri.images.usage import ImageUsage
-from pycri.model.container import ContainerSpec, ExecResult
+from pycri.model.container import ContainerRecord, ContainerSpec, ExecResult
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, ImageId, PodId
 from pycri.model.image import FilesystemUsage, Image, ImageConfig, RegistryAuth
@@ -26,14 +26,43 @@ from pycri.model.pod import PodRecord, PodSpec
 from pycri.model.resources import Resources
 from pycri.model.stats import ContainerStats, GroupUsage, PodReading, PodStats
 from pycri.model.streams import AttachRequest, ExecRequest, PortForwardRequest
+from pycri.pods.catalogue import Mirror
 from pycri.pods.events import Events
 from pycri.pods.records import Records
-from tests.world.threaded_front import ThreadedFront
+from tests.world.threaded_front import threaded_front
 
 POD = PodId("a" * 64)
 IMAGE = ImageId("sha256:" + "c" * 64)
 WAIT_S = 10
 """How long a scene may take."""
+
+
+class FakeRecords(Records):
+    """Told to a front, as the catalogue's are."""
+
+    _mirror: Mirror = Records()
+
+    @contextmanager
+    def shown_by(self, mirror: Mirror) -> Iterator[None]:
+        self._mirror = mirror
+        for pod in self.pods():
+            mirror.put_pod(pod)
+        for container in self.containers():
+            mirror.put_container(container)
+        yield
+        self._mirror = Records()
+
+    def put_pod(self, pod: PodRecord) -> None:
+        super().put_pod(pod)
+        self._mirror.put_pod(pod)
+
+    def drop_pod(self, pod_id: PodId) -> PodRecord | None:
+        self._mirror.drop_pod(pod_id)
+        return super().drop_pod(pod_id)
+
+    def put_container(self, container: ContainerRecord) -> None:
+        super().put_container(container)
+        self._mirror.put_container(container)
 
 
 class FakeSandboxes:
@@ -264,7 +293,7 @@ class FakeDaemon:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.records = Records()
+        self.records = FakeRecords()
         self.sandboxes = FakeSandboxes(self.records)
         self.containers = FakeContainers()
         self.updates = FakeUpdates()
@@ -291,7 +320,7 @@ class FakeDaemon:
             ImageService(self.images, self.images),
             NodeService(self.images, self.networks),
         )
-        with ThreadedFront() as front:
+        with threaded_front() as front, self.records.shown_by(front):
             async with (
                 serving(self.path, front, services, grace_s=grace_s),
                 grpc.aio.insecure_channel(f"unix:{self.path}") as channel,

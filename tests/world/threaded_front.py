@@ -1,36 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front in a thread of this process: the server's tests need no process of their own."""
+"""The front in a thread of this process, which has others and so cannot fork it."""
 
 import socket
 import threading
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from pycri.cri.calls import Calls
-from pycri.cri.front import Front
-from pycri.cri.front_process import MAX_MESSAGE_BYTES
+from pycri.cri.front_client import FrontClient
+from pycri.cri.front_process import FrontProcess
 
 
-class ThreadedFront:
-    """Who talks to clients, as `pycri.cri.server.Clients`."""
-
-    def __init__(self) -> None:
-        self.listener = socket.socket(socket.AF_UNIX)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.listener.close()  # that nobody came to serve
-
-    def start(self, calls: Calls) -> None:
-        self._front = Front(calls.take, max_message_bytes=MAX_MESSAGE_BYTES)
-        self._front.listen(self.listener)
-        self._thread = threading.Thread(target=self._front.run, name="front", daemon=True)
-        self._thread.start()
-
-    def go_away(self) -> None:
-        self._front.go_away()
-
-    def finish(self, within_s: float) -> None:
-        self._front.finish(within_s)
-        self._thread.join()
+@contextmanager
+def threaded_front() -> Iterator[FrontClient]:
+    """Yield the daemon's side of a front that ends with the block."""
+    listener = socket.socket(socket.AF_UNIX)
+    ours, theirs = socket.socketpair()
+    front = FrontProcess(theirs, listener.dup(), watched=True)
+    thread = threading.Thread(target=front.run, name="front", daemon=True)
+    thread.start()
+    client = FrontClient(ours, listener)
+    try:
+        yield client
+    finally:
+        ours.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        client.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 of the daemon, the spawner or the monitor: containers go on, and nothing is forgotten."""
+"""kill -9 of daemon, front, spawner or monitor: containers go on, and nothing is forgotten."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ from tests.integration.system.test_pod_init import host_pid_of_init
 from tests.world.daemon import Node, is_running, parse_log, wait_until
 from tests.world.images import Images
 
-PROCESSES = ["daemon", "spawner", "monitor"]
+PROCESSES = ["daemon", "front", "spawner", "monitor"]
 FLOOD = "i=0; while [ ! -e /tmp/stop ]; do echo $i; i=$((i+1)); done; echo end $i; exit 5"
 MOST_LOST_BYTES = 64 << 10
 """What the monitor may hold in its hands: one chunk, a pipe's worth at most."""
@@ -30,7 +30,9 @@ UNKNOWN = (255, "ContainerStatusUnknown")
 def kill_and_recover(node: Node, process: str) -> None:
     """Kill a process of the node and wait until it has a successor that works."""
     killed = node.kill(process)
-    if process == "daemon":
+    if process == "front":
+        assert node.reap() == 1
+    if process in ("daemon", "front"):
         node.start()
         return
 

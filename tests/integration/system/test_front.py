@@ -40,9 +40,10 @@ def test_the_daemons_work_for_clients_is_real_time_and_that_of_no_process_beside
     container = node.run_container(pod, images["busybox"], command=["sleep", "600"])
     assert node.exec(container, "true").exit_code == 0
     node.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest())
+    assert policies(node.pid_of("front")) == [os.SCHED_FIFO]
     loop, *threads = policies(node.pid_of("daemon"))
     assert loop == os.SCHED_FIFO
-    # The front and who blocks for it; who reads statistics is not among them.
+    # Who serves the front and who blocks for it; who reads statistics is not among them.
     assert threads.count(os.SCHED_FIFO) >= 2
     assert os.SCHED_OTHER in threads
     # Also of those that are started by who is real-time itself.

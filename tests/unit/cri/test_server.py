@@ -97,6 +97,7 @@ def test_a_list_too_long_for_one_message_comes_in_several(path: str) -> None:
         for number in range(30):
             copy = msgspec.structs.replace(pod, id=PodId(str(number)), spec=spec)
             world.records.put_pod(copy)
+        await stub.Status(pb.StatusRequest())  # an answer comes behind what was told before it
         listed = (await stub.ListPodSandbox(pb.ListPodSandboxRequest())).items
         stream = stub.StreamPodSandboxes(pb.StreamPodSandboxesRequest())
         messages = [message async for message in stream]

@@ -2,6 +2,7 @@
 """The error table is whole, and messages read as the kubelet expects."""
 
 import errno
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -74,3 +75,8 @@ def test_notes_follow_the_message_and_foreign_errors_name_their_class() -> None:
 
 def test_a_message_fits_a_header() -> None:
     assert len(status.message_of(errors.WrongState("x" * 100_000))) <= status.LONGEST_MESSAGE
+
+
+def test_a_path_that_is_no_text_can_be_told() -> None:
+    text = status.message_of(errors.NotFound("file", os.fsdecode(b"/a\xff")))
+    assert text.encode().endswith(rb"/a\udcff")
