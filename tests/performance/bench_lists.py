@@ -194,8 +194,10 @@ def _idle_server(socket: Path) -> Iterator[Path]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
-        yield socket
-        server.terminate()
+        try:
+            yield socket
+        finally:
+            server.terminate()
 
 
 def _push_big(registry: Registry) -> str:

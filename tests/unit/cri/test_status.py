@@ -79,4 +79,4 @@ def test_a_message_fits_a_header() -> None:
 
 def test_a_path_that_is_no_text_can_be_told() -> None:
     text = status.message_of(errors.NotFound("file", os.fsdecode(b"/a\xff")))
-    assert text.encode().endswith(rb"/a\udcff")
+    assert rb"/a\udcff" in text.encode()
