@@ -276,7 +276,6 @@ async def _serve(
     front.when_lost = lambda: loop.call_soon_threadsafe(stop.set)
     async with _application(settings, host, spawner_socket, front) as app:
         runtime = RuntimeService(
-            records=app.catalogue,
             sandboxes=app.sandboxes,
             containers=app.containers,
             updates=app.updates,

@@ -35,11 +35,14 @@ from pycri.cri.link import (
 from pycri.cri.looks import Look
 from pycri.kernel.priority import go_first
 from pycri.kernel.process import fork, kill_and_reap
+from pycri.logs import Log
 from pycri.model.cdi import DeviceEdits
 from pycri.model.container import ContainerRecord
 from pycri.model.ids import ContainerId, PodId
 from pycri.model.image import ImageConfig
 from pycri.model.pod import PodRecord
+
+_log = Log("front")
 
 _PATIENCE_S: Final = 1.0
 """How long the front may take to end after the time it was given."""
@@ -161,6 +164,16 @@ class FrontClient:
     # the thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except EOFError:
+            pass
+        except Exception as error:  # noqa: BLE001  the thread's edge: without it nobody is served
+            _log.exception("calls cannot be taken", error)
+        self._end()
+
+    def _serve(self) -> None:
+        """Do what the front asks for. Raises: EOFError when it is gone."""
         go_first()
         heed: dict[type, Callable[[Any], None]] = {
             Asked: self._take,
@@ -170,12 +183,7 @@ class FrontClient:
         }
         while True:
             for _, mask in self._epoll.poll():
-                try:
-                    messages = self._link.serve(mask)
-                except EOFError:
-                    self._end()
-                    return
-                for message in messages:
+                for message in self._link.serve(mask):
                     heed[type(message)](message)
 
     def _take(self, asked: Asked) -> None:

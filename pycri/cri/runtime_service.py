@@ -9,7 +9,6 @@ from pycri.cri.application import (
     Execs,
     Node,
     Observed,
-    Records,
     Sandboxes,
     Streaming,
     Updates,
@@ -20,18 +19,16 @@ from pycri.cri.decode.handlers import RUNTIME_HANDLERS
 from pycri.cri.decode.pod import decode_pod_spec
 from pycri.cri.decode.resources import decode_resources
 from pycri.cri.encode import records as encode
-from pycri.cri.looking import LookingService
 from pycri.cri.observation import ObservationService
 from pycri.cri.streaming import StreamingService
 
 
-class RuntimeService(LookingService, ObservationService, StreamingService):
-    """Pods, containers and the node."""
+class RuntimeService(ObservationService, StreamingService):
+    """Pods, containers and the node; but what needs only the records (`looking.py`)."""
 
     def __init__(  # noqa: PLR0913  one for each part of the application
         self,
         *,
-        records: Records,
         sandboxes: Sandboxes,
         containers: Containers,
         updates: Updates,
@@ -40,7 +37,6 @@ class RuntimeService(LookingService, ObservationService, StreamingService):
         node: Node,
         observed: Observed,
     ) -> None:
-        LookingService.__init__(self, records)
         ObservationService.__init__(self, observed)
         StreamingService.__init__(self, streaming)
         self._sandboxes = sandboxes

@@ -308,7 +308,6 @@ class FakeDaemon:
     async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
         services = Services(
             RuntimeService(
-                records=self.records,
                 sandboxes=self.sandboxes,
                 containers=self.containers,
                 updates=self.updates,

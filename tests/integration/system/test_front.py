@@ -2,6 +2,7 @@
 """Who answers clients goes before ordinary work, as who shares its lock; no other process does."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,3 +52,25 @@ def test_the_daemons_work_for_clients_is_real_time_and_that_of_no_process_beside
     wait_until(lambda: node.exec(container, "true").exit_code == 0, what="another spawner")
     others = [node.pid_of("spawner"), node.pid_of("monitor"), node.pid(container)]
     assert {policy for pid in others for policy in policies(pid)} == {os.SCHED_OTHER}
+
+
+def test_who_has_got_an_answer_sees_what_it_did(node: Node, images: Images) -> None:
+    def listed(pod: str) -> list[int]:
+        request = cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(id=pod))
+        return [one.state for one in node.runtime.ListPodSandbox(request).items]
+
+    def live(number: int) -> None:
+        pod = node.run_pod(f"seen-{number}")
+        assert listed(pod) == [cri.SANDBOX_READY]
+        container = node.run_container(pod, images["busybox"], command=["sleep", "600"])
+        assert node.status(container).state == cri.CONTAINER_RUNNING
+        node.runtime.StopContainer(cri.StopContainerRequest(container_id=container))
+        assert node.status(container).state == cri.CONTAINER_EXITED
+        node.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod))
+        assert listed(pod) == [cri.SANDBOX_NOTREADY]
+        node.remove_pod(pod)
+        assert listed(pod) == []
+
+    with ThreadPoolExecutor(8) as kubelet:
+        for life in [kubelet.submit(live, number) for number in range(24)]:
+            life.result()
