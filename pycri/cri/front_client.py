@@ -10,13 +10,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from pycri.cri import front_process
 from pycri.cri.call import Call, End
-from pycri.cri.calls import Calls
 from pycri.cri.link import (
     TO_DAEMON,
     Asked,
@@ -69,6 +68,16 @@ def forked_front(*, watched: bool) -> Iterator["FrontClient"]:
         client.close()
 
 
+class Taker(Protocol):
+    """Performs what the front passes on (`pycri.cri.calls.Calls`)."""
+
+    def take(self, call: Call) -> None:
+        """Answer a call, or have it answered; at once."""
+
+    def looked(self, look: Look) -> None:
+        """Take note of a call that the front has answered."""
+
+
 class FrontClient:
     """The front, as the daemon sees it: the mirror of the catalogue, the answerer of calls.
 
@@ -88,9 +97,9 @@ class FrontClient:
         self._finishing = False
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
 
-    def start(self, calls: Calls) -> None:
-        """Let the front serve what is bound by now to `listener`; perform what it passes on."""
-        self._served = calls
+    def start(self, taker: Taker) -> None:
+        """Let the front serve what is bound by now to `listener`."""
+        self._taker = taker
         self.listener.close()
         self._link.send(Listen())
         self._thread.start()
@@ -179,7 +188,7 @@ class FrontClient:
             Asked: self._take,
             Left: lambda message: self._leave(message.number),
             Taken: lambda message: self._note_taken(message.number),
-            Look: self._served.looked,
+            Look: self._taker.looked,
         }
         while True:
             for _, mask in self._epoll.poll():
@@ -190,7 +199,7 @@ class FrontClient:
         call = Call(self, asked.number, asked.headers, asked.message)
         with self._lock:
             self._calls[call.number] = call
-        self._served.take(call)
+        self._taker.take(call)
 
     def _leave(self, number: int) -> None:
         with self._lock:

@@ -16,11 +16,14 @@ from google.protobuf.message import Message
 
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceStub
+from pycri.cri.call import Call
+from pycri.cri.looks import Look
 from pycri.model.events import Event, EventKind
 from pycri.model.ids import PodId
 from tests.world import http2
 from tests.world.fake_application import POD, WAIT_S, FakeDaemon, play, pod_request
 from tests.world.http2 import END_HEADERS, END_STREAM, PREFACE, Kind
+from tests.world.threaded_front import threaded_front
 
 LIST = b"/runtime.v1.RuntimeService/ListPodSandbox"
 EXEC = b"/runtime.v1.RuntimeService/ExecSync"
@@ -297,6 +300,31 @@ def test_who_does_not_speak_http2_is_hung_up_on(path: str) -> None:
         await RuntimeServiceStub(channel).Version(pb.VersionRequest())
 
     play(path, scene)
+
+
+class Unable:
+    """Calls that nobody can take."""
+
+    def take(self, call: Call) -> None:
+        raise RuntimeError(call.path)
+
+    def looked(self, look: Look) -> None: ...
+
+
+def test_a_daemon_that_cannot_take_calls_is_told_so(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = threading.Event()
+    with threaded_front() as front:
+        front.listener.bind(path)
+        front.when_lost = lost.set
+        front.start(Unable())
+        with RawClient(path) as client:
+            client.ask(1, EXEC, message(WAITING))
+            assert lost.wait(WAIT_S)
+    os.unlink(path)
+    assert front.is_lost
+    assert "calls cannot be taken" in caplog.text
 
 
 def test_the_daemon_serves_without_the_grpc_library() -> None:
