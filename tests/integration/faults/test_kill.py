@@ -247,7 +247,7 @@ def test_a_call_cut_short_leaves_nothing_and_can_be_made_again(
             work(node, images["busybox"])
         killer.join()
         wait_until(lambda pid=pid: not is_running(pid), what="the end")  # type: ignore[misc]
-        if process == "daemon":
+        if process in ("daemon", "front"):
             node.reap()
             node.start()
 
