@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon: the only place that builds and connects the parts.
 
-Order of start: lock, host facts, spawner (before there are threads), database,
-images, network, recovery, then the CRI socket, then the readiness line. Stop is the reverse; the
-spawner, the monitor and all containers go on.
+Order of start: lock, host facts, spawner and front (before there are threads), database, images,
+network, recovery, then the CRI socket, then the readiness line. Stop is the reverse; the spawner,
+the monitor and all containers go on.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,7 +140,7 @@ async def _application(
     settings: Settings,
     host: HostFacts,
     spawner_socket: socket.socket,
-    mirror: Mirror | None = None,
+    mirrors: Sequence[Mirror] = (),
 ) -> AsyncIterator[Application]:
     """Build, connect and recover everything; close it at the end."""
     async with contextlib.AsyncExitStack() as stack:
@@ -157,7 +157,7 @@ async def _application(
         if host.selinux:
             label_images(settings.images_dir)
         events = Events()
-        catalogue = Catalogue(database, events.publish, mirror)
+        catalogue = Catalogue(database, events.publish, mirrors)
         foundation = Foundation(
             settings=settings,
             host=host,
@@ -274,7 +274,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     front.when_lost = lambda: loop.call_soon_threadsafe(stop.set)
-    async with _application(settings, host, spawner_socket, front) as app:
+    async with _application(settings, host, spawner_socket, [front]) as app:
         runtime = RuntimeService(
             sandboxes=app.sandboxes,
             containers=app.containers,

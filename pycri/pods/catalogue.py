@@ -6,7 +6,7 @@ so that what is shown is durable against the death of the daemon.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -46,13 +46,13 @@ class Catalogue(Records):
         self,
         database: Database,
         publish: Callable[[Event], None] = lambda event: None,
-        mirror: Mirror | None = None,
+        mirrors: Sequence[Mirror] = (),
     ) -> None:
         """publish: gets an event of each change, in the step in which it becomes visible."""
         super().__init__()
         self._database = database
         self._publish = publish
-        self._mirror: Mirror = mirror or Records()
+        self._mirrors = mirrors
         # A change is made from the record as it is: two at once must not lose one, and one
         # beside a removal must not bring the record back.
         self._changing = asyncio.Lock()
@@ -136,21 +136,25 @@ class Catalogue(Records):
     def put_pod(self, pod: PodRecord) -> None:
         super().put_pod(pod)
         self._pod_names[pod_name_key(pod.spec.metadata)] = pod.id
-        self._mirror.put_pod(pod)
+        for mirror in self._mirrors:
+            mirror.put_pod(pod)
 
     def drop_pod(self, pod_id: PodId) -> PodRecord | None:
         pod = super().drop_pod(pod_id)
         if pod:
             self._pod_names.pop(pod_name_key(pod.spec.metadata), None)
-        self._mirror.drop_pod(pod_id)
+        for mirror in self._mirrors:
+            mirror.drop_pod(pod_id)
         return pod
 
     def put_container(self, container: ContainerRecord) -> None:
         super().put_container(container)
-        self._mirror.put_container(container)
+        for mirror in self._mirrors:
+            mirror.put_container(container)
 
     def drop_container(self, container_id: ContainerId) -> ContainerRecord | None:
-        self._mirror.drop_container(container_id)
+        for mirror in self._mirrors:
+            mirror.drop_container(container_id)
         return super().drop_container(container_id)
 
     def _tell_pod(self, old: PodRecord | None, new: PodRecord | None) -> None:

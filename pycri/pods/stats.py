@@ -7,7 +7,7 @@ what was still there.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
@@ -45,15 +45,10 @@ class Stats:
         self, *, id_prefix: str = "", pod_prefix: str = "", labels: Mapping[str, str] | None = None
     ) -> list[ContainerStats]:
         """Return those of the containers that match every given filter and have not ended."""
-        wanted = (labels or {}).items()
-        records = [
-            record
-            for record in self._catalogue.containers()
-            if record.id.startswith(id_prefix)
-            and record.pod_id.startswith(pod_prefix)
-            and record.state is not ContainerState.EXITED
-            and wanted <= record.spec.labels.items()
-        ]
+        found = self._catalogue.find_containers(
+            id_prefix=id_prefix, pod_prefix=pod_prefix, labels=labels
+        )
+        records = [one for one in found if one.state is not ContainerState.EXITED]
         return await self._in_thread(lambda: self._read_containers(records))
 
     async def pod(self, pod_id: str) -> PodStats:
@@ -65,16 +60,8 @@ class Stats:
         self, *, id_prefix: str = "", labels: Mapping[str, str] | None = None
     ) -> list[PodStats]:
         """Return those of the ready pods that match every given filter."""
-        wanted = (labels or {}).items()
-        records = self._with_containers(
-            [
-                record
-                for record in self._catalogue.pods()
-                if record.id.startswith(id_prefix)
-                and record.state is PodState.READY
-                and wanted <= record.spec.labels.items()
-            ]
-        )
+        found = self._catalogue.find_pods(id_prefix=id_prefix, state=PodState.READY, labels=labels)
+        records = self._with_containers(found)
         return await self._in_thread(lambda: self._read_pods(records))
 
     async def watch(self) -> None:
@@ -100,7 +87,7 @@ class Stats:
         await self._in_thread(lambda: self._meter.sample(pods, containers))
 
     def _with_containers(
-        self, pods: list[PodRecord]
+        self, pods: Sequence[PodRecord]
     ) -> list[tuple[PodRecord, list[ContainerRecord]]]:
         return [
             (

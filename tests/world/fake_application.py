@@ -40,29 +40,32 @@ WAIT_S = 10
 class FakeRecords(Records):
     """Told to a front, as the catalogue's are."""
 
-    _mirror: Mirror = Records()
+    mirrors: tuple[Mirror, ...] = ()
 
     @contextmanager
     def shown_by(self, mirror: Mirror) -> Iterator[None]:
-        self._mirror = mirror
+        self.mirrors = (mirror,)
         for pod in self.pods():
             mirror.put_pod(pod)
         for container in self.containers():
             mirror.put_container(container)
         yield
-        self._mirror = Records()
+        self.mirrors = ()
 
     def put_pod(self, pod: PodRecord) -> None:
         super().put_pod(pod)
-        self._mirror.put_pod(pod)
+        for mirror in self.mirrors:
+            mirror.put_pod(pod)
 
     def drop_pod(self, pod_id: PodId) -> PodRecord | None:
-        self._mirror.drop_pod(pod_id)
+        for mirror in self.mirrors:
+            mirror.drop_pod(pod_id)
         return super().drop_pod(pod_id)
 
     def put_container(self, container: ContainerRecord) -> None:
         super().put_container(container)
-        self._mirror.put_container(container)
+        for mirror in self.mirrors:
+            mirror.put_container(container)
 
 
 class FakeSandboxes:
