@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon: the only place that builds and connects the parts.
 
-Order of start: lock, host facts, spawner and front (before there are threads), database, images,
-network, recovery, then the CRI socket, then the readiness line. Stop is the reverse; the spawner,
-the monitor and all containers go on.
+Order of start: the front (in `cli/serve.py`), lock, host facts, spawner (before there are threads),
+database, images, network, recovery, then the CRI socket, then the readiness line. Stop is the
+reverse; the spawner, the monitor and all containers go on.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pycri.config import ImageSettings, Settings, TracingSettings
+from pycri.cri.front_client import FrontClient
 from pycri.errors import InvalidSettings, Unavailable, WrongState
 from pycri.images.admission import Admission, Verifiers
 from pycri.images.manifest import host_platform
@@ -65,7 +66,6 @@ from pycri.state.database import Database
 from pycri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
-    from pycri.cri.front_client import FrontClient
     from pycri.cri.looks import Watch
     from pycri.tracing import Tracing
 
@@ -96,21 +96,13 @@ class Application:
     catalogue: Catalogue
 
 
-def run(settings: Settings) -> None:
-    """Serve CRI until SIGTERM or SIGINT. Raises WrongState if another daemon holds the lock."""
+def run(settings: Settings, front: FrontClient) -> None:
+    """Serve CRI until SIGTERM or SIGINT. Raises: WrongState if another daemon holds the lock."""
     with _locked(settings):
         host = probe_host()
         # A fork, so it comes before there are threads.
         spawner_socket = launch.connect(settings) or launch.start(settings, host)
-        with _front(settings) as front:
-            asyncio.run(_serve(settings, host, spawner_socket, front))
-
-
-def _front(settings: Settings) -> contextlib.AbstractContextManager["FrontClient"]:
-    # Imported here, as the spawner is started before: the faster the smaller this process is.
-    from pycri.cri.front_client import forked_front
-
-    return forked_front(watched=bool(settings.prometheus.address or settings.tracing.endpoint))
+        asyncio.run(_serve(settings, host, spawner_socket, front))
 
 
 def wipe(settings: Settings) -> None:
@@ -259,7 +251,7 @@ async def _connect(
 
 
 async def _serve(
-    settings: Settings, host: HostFacts, spawner_socket: socket.socket, front: "FrontClient"
+    settings: Settings, host: HostFacts, spawner_socket: socket.socket, front: FrontClient
 ) -> None:
     from pycri.cri.image_service import ImageService
     from pycri.cri.node_service import NodeService

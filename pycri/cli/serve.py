@@ -20,6 +20,11 @@ def serve(path: Path | None) -> None:
     settings = config.load(path)
     logs.configure(settings.log_level, settings.log_format)
 
-    from pycri.daemon import run
+    from pycri.cri.front_client import forked_front
 
-    run(settings)
+    # Forked before the daemon is loaded: the front needs, and keeps, half as much.
+    watched = bool(settings.prometheus.address or settings.tracing.endpoint)
+    with forked_front(watched=watched) as front:
+        from pycri.daemon import run
+
+        run(settings, front)
