@@ -6,7 +6,7 @@ whatever thread they are in: they touch nothing but these dictionaries, and copy
 they go through.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from pycri.errors import NotFound
@@ -47,16 +47,7 @@ class Records:
         labels: Mapping[str, str] | None = None,
     ) -> Sequence[PodRecord]:
         """Return the pods that match every given filter."""
-        # One pass for each filter that is given: mostly none is, every second.
-        found: Iterable[PodRecord] = self.pods()
-        if id_prefix:
-            found = [one for one in found if one.id.startswith(id_prefix)]
-        if state is not None:
-            found = [one for one in found if one.state is state]
-        if labels:
-            wanted = labels.items()
-            found = [one for one in found if wanted <= one.spec.labels.items()]
-        return [*found]
+        return _matching(self.pods(), id_prefix, state, labels)
 
     def put_pod(self, pod: PodRecord) -> None:
         """Add a pod, or replace the record with its id."""
@@ -101,17 +92,10 @@ class Records:
         labels: Mapping[str, str] | None = None,
     ) -> Sequence[ContainerRecord]:
         """Return the containers that match every given filter."""
-        found: Iterable[ContainerRecord] = self.containers()
-        if id_prefix:
-            found = [one for one in found if one.id.startswith(id_prefix)]
+        found = self.containers()
         if pod_prefix:
             found = [one for one in found if one.pod_id.startswith(pod_prefix)]
-        if state is not None:
-            found = [one for one in found if one.state is state]
-        if labels:
-            wanted = labels.items()
-            found = [one for one in found if wanted <= one.spec.labels.items()]
-        return [*found]
+        return _matching(found, id_prefix, state, labels)
 
     def put_container(self, container: ContainerRecord) -> None:
         """Add a container, or replace the record with its id."""
@@ -138,3 +122,21 @@ def _find(records: dict[str, R], key: str, kind: str) -> R:
     if len(matches) != 1:
         raise NotFound(kind, key)
     return matches[0]
+
+
+def _matching(
+    records: Sequence[R],
+    id_prefix: str,
+    state: PodState | ContainerState | None,
+    labels: Mapping[str, str] | None,
+) -> Sequence[R]:
+    # One pass for each filter that is given: mostly none is, every second.
+    found = records
+    if id_prefix:
+        found = [one for one in found if one.id.startswith(id_prefix)]
+    if state is not None:
+        found = [one for one in found if one.state is state]
+    if labels:
+        wanted = labels.items()
+        found = [one for one in found if wanted <= one.spec.labels.items()]
+    return found
