@@ -87,7 +87,7 @@ class Calls(Looks):
         except asyncio.CancelledError:
             account.cancelled()
             raise
-        except Exception as error:  # noqa: BLE001  the RPC edge, as above
+        except Exception as error:  # noqa: BLE001  the RPC edge: nothing may pass it unanswered
             account.failed(error)
 
     async def _stream(self, method: Method, request: Any, call: Call) -> None:

@@ -64,6 +64,7 @@ async def serving(
             front.go_away()
             await calls.finish(deadline)
             await asyncio.to_thread(front.finish, max(0.0, deadline - loop.time()))
+            await calls.finish(deadline)  # that came before the front heard of it
 
 
 def _refuse_to_displace(path: str) -> None:
