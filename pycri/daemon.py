@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pycri.config import ImageSettings, Settings, TracingSettings
-from pycri.cri.front_client import FrontClient
 from pycri.errors import InvalidSettings, Unavailable, WrongState
 from pycri.images.admission import Admission, Verifiers
 from pycri.images.manifest import host_platform
@@ -66,6 +65,7 @@ from pycri.state.database import Database
 from pycri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
+    from pycri.cri.front_client import FrontClient
     from pycri.cri.looks import Watch
     from pycri.tracing import Tracing
 
@@ -96,7 +96,7 @@ class Application:
     catalogue: Catalogue
 
 
-def run(settings: Settings, front: FrontClient) -> None:
+def run(settings: Settings, front: "FrontClient") -> None:
     """Serve CRI until SIGTERM or SIGINT. Raises: WrongState if another daemon holds the lock."""
     with _locked(settings):
         host = probe_host()
@@ -251,7 +251,7 @@ async def _connect(
 
 
 async def _serve(
-    settings: Settings, host: HostFacts, spawner_socket: socket.socket, front: FrontClient
+    settings: Settings, host: HostFacts, spawner_socket: socket.socket, front: "FrontClient"
 ) -> None:
     from pycri.cri.image_service import ImageService
     from pycri.cri.node_service import NodeService
