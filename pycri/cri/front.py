@@ -25,7 +25,6 @@ _log = Log("front")
 _READ_BYTES: Final = 256 << 10
 _MOST_UNSENT: Final = 1 << 20
 """A client that reads so little is not listened to."""
-_BACKLOG: Final = 128
 _REST_S: Final = 0.5
 """How long nobody is accepted after that has failed."""
 
@@ -189,10 +188,9 @@ class Front:
         """Watch it no more; it is to be closed."""
         del self._others[fd]
 
-    def listen(self, listener: socket.socket) -> None:
-        """Accept clients from now on. Takes the socket, which is bound."""
+    def accept_from(self, listener: socket.socket) -> None:
+        """Accept clients from now on. Takes the socket, which listens."""
         listener.settimeout(0)
-        listener.listen(_BACKLOG)
         self._listener = listener
         self.watch(listener.fileno(), self._accept)
         self.epoll.register(listener, select.EPOLLIN)

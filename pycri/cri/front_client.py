@@ -18,6 +18,7 @@ from pycri.cri import front_process
 from pycri.cri.call import Call, End
 from pycri.cri.link import (
     TO_DAEMON,
+    Accept,
     Asked,
     DropContainer,
     DropPod,
@@ -25,7 +26,6 @@ from pycri.cri.link import (
     GoAway,
     Left,
     Link,
-    Listen,
     PutContainer,
     PutPod,
     Reply,
@@ -81,7 +81,7 @@ class Taker(Protocol):
 class FrontClient:
     """The front, as the daemon sees it: the mirror of the catalogue, the answerer of calls.
 
-    listener: to be bound; the front's from `start` on.
+    listener: the daemon binds it and has it listen; the front's alone from `start` on.
     """
 
     def __init__(self, sock: socket.socket, listener: socket.socket) -> None:
@@ -98,10 +98,10 @@ class FrontClient:
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
 
     def start(self, taker: Taker) -> None:
-        """Let the front serve what is bound by now to `listener`."""
+        """Let the front serve who connects to `listener`, which listens."""
         self._taker = taker
         self.listener.close()
-        self._link.send(Listen())
+        self._link.send(Accept())
         self._thread.start()
 
     def go_away(self) -> None:

@@ -19,6 +19,7 @@ from pycri.cri.call import Call, End
 from pycri.cri.front import Front
 from pycri.cri.link import (
     TO_FRONT,
+    Accept,
     Asked,
     DropContainer,
     DropPod,
@@ -26,7 +27,6 @@ from pycri.cri.link import (
     GoAway,
     Left,
     Link,
-    Listen,
     PutContainer,
     PutPod,
     Reply,
@@ -52,7 +52,8 @@ _FAREWELL_S: Final = 1.0
 def run(sock: socket.socket, listener: socket.socket, *, watched: bool) -> None:
     """Be the front until the daemon says so, or is gone; in a fork that has just been made.
 
-    listener: not bound yet. watched: the daemon wants to know what is answered here.
+    listener: listens once the daemon says so.
+    watched: the daemon wants to know what is answered here.
     """
     # Others that the service manager stops end by themselves; this one ends after the daemon.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,7 +86,7 @@ class FrontProcess:
             DropPod: lambda message: self._records.drop_pod(message.pod_id),
             PutContainer: lambda message: self._records.put_container(message.container),
             DropContainer: lambda message: self._records.drop_container(message.container_id),
-            Listen: lambda _: self._listen(),
+            Accept: lambda _: self._accept(),
             GoAway: lambda _: self._front.go_away(),
             Finish: lambda message: self._front.finish(message.within_s),
         }
@@ -150,11 +151,11 @@ class FrontProcess:
         for message in messages:
             self._heed[type(message)](message)
 
-    def _listen(self) -> None:
+    def _accept(self) -> None:
         # As the daemon does: what is there by now stays.
         gc.collect()
         gc.freeze()
-        self._front.listen(self._listener)
+        self._front.accept_from(self._listener)
 
     def _reply(self, reply: Reply) -> None:
         if not (call := self._asked.get(reply.number)):

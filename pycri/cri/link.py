@@ -2,7 +2,7 @@
 """What daemon and front say to each other, over a socket pair; either's end ends both.
 
     front ──▶ daemon   Asked, Left, Taken, Look
-    daemon ──▶ front   Reply; PutPod, DropPod, PutContainer, DropContainer; Listen, GoAway, Finish
+    daemon ──▶ front   Reply; PutPod, DropPod, PutContainer, DropContainer; Accept, GoAway, Finish
 
 A message is its length, 32 bit, and msgpack; of any size, as answers are. The order is the
 promise: a change of a record is on the way before any answer or event that can tell of it.
@@ -72,8 +72,8 @@ class DropContainer(msgspec.Struct, frozen=True, array_like=True, tag="drop-cont
     container_id: ContainerId
 
 
-class Listen(msgspec.Struct, frozen=True, array_like=True, tag="listen"):
-    """The socket is bound and every record told: serve."""
+class Accept(msgspec.Struct, frozen=True, array_like=True, tag="accept"):
+    """The socket listens and every record is told: serve."""
 
 
 class GoAway(msgspec.Struct, frozen=True, array_like=True, tag="go-away"):
@@ -88,7 +88,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, tag="finish"):
 
 TO_DAEMON: Final = msgspec.msgpack.Decoder(Asked | Left | Taken | Look)
 TO_FRONT: Final = msgspec.msgpack.Decoder(
-    Reply | PutPod | DropPod | PutContainer | DropContainer | Listen | GoAway | Finish
+    Reply | PutPod | DropPod | PutContainer | DropContainer | Accept | GoAway | Finish
 )
 
 _encode = msgspec.msgpack.Encoder().encode

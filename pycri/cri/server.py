@@ -20,6 +20,7 @@ from pycri.cri.runtime_service import RuntimeService
 from pycri.errors import WrongState
 
 SOCKET_MODE = 0o660
+_BACKLOG = 128
 
 
 class Services(NamedTuple):
@@ -84,7 +85,7 @@ def _refuse_to_displace(path: str) -> None:
 
 
 def _bind(path: str, listener: socket.socket) -> None:
-    """Bind in a private folder, then rename: nobody can connect before the mode is right."""
+    """Listen in a private folder, then rename: nobody can connect before all is right."""
     parent = os.path.dirname(path)
     os.makedirs(parent, mode=0o755, exist_ok=True)
     private = tempfile.mkdtemp(prefix=".", dir=parent)
@@ -93,6 +94,7 @@ def _bind(path: str, listener: socket.socket) -> None:
         listener.bind(temporary)
         os.chown(temporary, os.geteuid(), os.getegid())
         os.chmod(temporary, SOCKET_MODE)
+        listener.listen(_BACKLOG)
         os.rename(temporary, path)
     finally:
         with suppress(FileNotFoundError):

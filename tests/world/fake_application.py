@@ -307,9 +307,8 @@ class FakeDaemon:
         self.images = FakeImages()
         self.networks = FakeNetworks(self.records)
 
-    @asynccontextmanager
-    async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
-        services = Services(
+    def services(self) -> Services:
+        return Services(
             RuntimeService(
                 sandboxes=self.sandboxes,
                 containers=self.containers,
@@ -322,9 +321,12 @@ class FakeDaemon:
             ImageService(self.images, self.images),
             NodeService(self.images, self.networks),
         )
+
+    @asynccontextmanager
+    async def serve(self, grace_s: float = 10) -> AsyncIterator[grpc.aio.Channel]:
         with threaded_front() as front, self.records.shown_by(front):
             async with (
-                serving(self.path, front, services, grace_s=grace_s),
+                serving(self.path, front, self.services(), grace_s=grace_s),
                 grpc.aio.insecure_channel(f"unix:{self.path}") as channel,
             ):
                 yield channel

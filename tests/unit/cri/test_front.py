@@ -317,6 +317,7 @@ def test_a_daemon_that_cannot_take_calls_is_told_so(
     lost = threading.Event()
     with threaded_front() as front:
         front.listener.bind(path)
+        front.listener.listen()
         front.when_lost = lost.set
         front.start(Unable())
         with RawClient(path) as client:
@@ -339,7 +340,8 @@ from pycri.cri.front import Front
 listener, client = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 front = Front(lambda call: None, max_message_bytes=1000)
-front.listen(listener)
+listener.listen()
+front.accept_from(listener)
 threading.Thread(target=front.run, daemon=True).start()
 free = os.dup(0)
 os.close(free)

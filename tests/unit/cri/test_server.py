@@ -18,6 +18,8 @@ from pycri import logs
 from pycri.cri.api import node_v1_pb2, node_v1_pb2_grpc
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import ImageServiceStub, RuntimeServiceStub
+from pycri.cri.front_client import FrontClient
+from pycri.cri.server import serving
 from pycri.errors import PycriError
 from pycri.images.progress import LayerProgress
 from pycri.model.events import Event, EventKind
@@ -169,6 +171,20 @@ def test_an_unforeseen_error_is_internal_and_logged_once_with_its_traceback(
     assert len(lines) == 1
     assert "level=error" in lines[0]
     assert "Traceback" in lines[0]
+
+
+def test_nobody_is_refused_while_the_front_has_not_begun(path: str) -> None:
+    async def scene() -> None:
+        ours, theirs = socket.socketpair()
+        front = FrontClient(ours, socket.socket(socket.AF_UNIX))
+        waiting_front = front.listener.dup()
+        with waiting_front, socket.socket(socket.AF_UNIX) as client:
+            async with serving(path, front, FakeDaemon(path).services()):
+                client.connect(path)
+                theirs.close()
+        front.close()
+
+    asyncio.run(scene())
 
 
 def test_one_line_a_call_at_its_level_without_secrets(
