@@ -66,7 +66,7 @@ from pycri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
     from pycri.cri.front_client import FrontClient
-    from pycri.cri.looks import Watch
+    from pycri.cri.looks import Observer
     from pycri.tracing import Tracing
 
 _log = Log("daemon")
@@ -268,6 +268,7 @@ async def _serve(
     front.when_lost = lambda: loop.call_soon_threadsafe(stop.set)
     async with _application(settings, host, spawner_socket, [front]) as app:
         runtime = RuntimeService(
+            records=app.catalogue,
             sandboxes=app.sandboxes,
             containers=app.containers,
             updates=app.updates,
@@ -279,10 +280,10 @@ async def _serve(
         services = Services(
             runtime, ImageService(app.images, app.layers), NodeService(app.images, app.networks)
         )
-        with _watching(settings, app) as watches:
+        with _watching(settings, app) as observers:
             async with (
                 _streaming(app.streaming),
-                serving(settings.socket_path, front, services, watches=watches),
+                serving(settings.socket_path, front, services, observers=observers),
             ):
                 await _run_until(stop, app, settings)
     if front.is_lost:
@@ -314,12 +315,12 @@ async def _run_until(stop: asyncio.Event, app: Application, settings: Settings) 
 
 
 @contextlib.contextmanager
-def _watching(settings: Settings, app: Application) -> Iterator[list["Watch"]]:
+def _watching(settings: Settings, app: Application) -> Iterator[list["Observer"]]:
     """Export metrics and traces, if asked for; yield who takes note of calls.
 
     Imported here: both cost memory, and most nodes have no use for them.
     """
-    watches: list[Watch] = []
+    observers: list[Observer] = []
     with contextlib.ExitStack() as stack:
         if settings.prometheus.address:
             from pycri.exporter import Exporter, Sources
@@ -335,12 +336,12 @@ def _watching(settings: Settings, app: Application) -> Iterator[list["Watch"]]:
                 event_readers=app.events.readers,
             )
             stack.callback(exporter.start(settings.prometheus.address, sources))
-            watches.append(exporter)
+            observers.append(exporter)
         if settings.tracing.endpoint:
-            watches.append(tracing := _tracing(settings.tracing))
+            observers.append(tracing := _tracing(settings.tracing))
             stack.callback(tracing.close)
             Timeline.observers.append(tracing.observe_stages)
-        yield watches
+        yield observers
 
 
 def _tracing(settings: TracingSettings) -> "Tracing":

@@ -73,7 +73,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exporter:
-    """The metrics of one daemon. Takes note of calls (as `pycri.cri.looks.Watch`) and events."""
+    """The metrics of one daemon. Takes note of calls (as `pycri.cri.looks.Observer`) and events."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]

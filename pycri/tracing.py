@@ -39,7 +39,7 @@ _MILLION: Final = 1_000_000
 
 
 class Tracing:
-    """Spans of one daemon. Takes note of calls (as `pycri.cri.looks.Watch`) and of their stages."""
+    """Spans of one daemon, of calls (as `pycri.cri.looks.Observer`) and of their stages."""
 
     def __init__(self, endpoint: str, sampling_per_million: int) -> None:
         """endpoint: "HOST:PORT" of a collector, without TLS.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The application as the services see it. `pods/` and `images/` are it; tests have small fakes.
 
+What is recorded is looked up in the records themselves (`pods/records.py`).
+
 Ids are whole or unambiguous prefixes. Unless told otherwise an unknown one raises NotFound.
 """
 
@@ -12,38 +14,15 @@ from typing import Protocol
 from pycri.images.checking import CheckedImage
 from pycri.images.progress import LayerProgress
 from pycri.images.usage import ImageUsage
-from pycri.model.container import ContainerRecord, ContainerSpec, ContainerState, ExecResult
+from pycri.model.container import ContainerSpec, ExecResult
 from pycri.model.events import Event
 from pycri.model.host import Condition
 from pycri.model.ids import ContainerId, PodId
 from pycri.model.image import FilesystemUsage, Image, RegistryAuth
-from pycri.model.pod import PodRecord, PodSpec, PodState
+from pycri.model.pod import PodRecord, PodSpec
 from pycri.model.resources import Resources
 from pycri.model.stats import ContainerStats, PodReading, PodStats
 from pycri.model.streams import AttachRequest, ExecRequest, PortForwardRequest
-
-
-class Records(Protocol):
-    """What is recorded of pods and containers; from memory, in any thread."""
-
-    def pod(self, pod_id: str) -> PodRecord: ...
-    def find_pods(
-        self,
-        *,
-        id_prefix: str = "",
-        state: PodState | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Sequence[PodRecord]: ...
-    def container(self, container_id: str) -> ContainerRecord: ...
-    def find_containers(
-        self,
-        *,
-        id_prefix: str = "",
-        pod_prefix: str = "",
-        state: ContainerState | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> Sequence[ContainerRecord]: ...
-    def containers_of(self, pod_id: PodId) -> Sequence[ContainerRecord]: ...
 
 
 class Sandboxes(Protocol):

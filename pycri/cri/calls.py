@@ -12,13 +12,10 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
-from google.protobuf.descriptor import ServiceDescriptor
-
 from pycri.cri.call import Call
-from pycri.cri.looks import Look, Looks, Method, Watch, serialize
+from pycri.cri.looks import Look, Looks, Method, Observer, serialize
 from pycri.cri.rpc import Code
 from pycri.errors import Unsupported
 
@@ -26,23 +23,22 @@ from pycri.errors import Unsupported
 class Calls(Looks):
     """Every method that is served, by its path "/package.Service/Method"."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, watches: Sequence[Watch]) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, observers: Sequence[Observer]) -> None:
         """tasks: the group that owns the calls of the event loop."""
-        super().__init__(watches)
+        super().__init__(observers)
+        self._observers = observers
         self._loop = asyncio.get_running_loop()
         self._tasks = tasks
         self._running: set[asyncio.Task[None]] = set()
 
-    def add(self, descriptor: ServiceDescriptor, service: object) -> None:
-        """Serve what `service` has of the methods of a service; others answer UNIMPLEMENTED."""
-        unserved = {method.name: _unserved(method.name) for method in descriptor.methods}
-        super().add(descriptor, SimpleNamespace(**unserved))
-        super().add(descriptor, service)
+    def _behaviour(self, service: object, name: str) -> Callable[[Any], Any]:
+        """Return what performs calls of a method; what the service has not is UNIMPLEMENTED."""
+        return super()._behaviour(service, name) or _unserved(name)
 
     def looked(self, look: Look) -> None:
         """Take note of a call that the front has answered."""
-        for watch in self._watches:
-            watch.looked(look)
+        for observer in self._observers:
+            observer.looked(look)
 
     async def finish(self, deadline: float) -> None:
         """Wait for the calls of the loop until `deadline`, then cancel them.

@@ -121,10 +121,6 @@ class FrontProcess:
 
         return end
 
-    def looked(self, look: Look) -> None:
-        """Nobody else answers calls for the front."""
-        raise NotImplementedError
-
     # clients
 
     def _take(self, call: Call) -> None:

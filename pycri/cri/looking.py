@@ -1,44 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of RuntimeService that needs nothing but the records: lists and statuses."""
+"""The part of RuntimeService that a copy of the records is enough for: lists, ContainerStatus.
+
+Not PodSandboxStatus: it says as of when it holds, which only who writes the records knows.
+"""
 # ruff: noqa: N802  the methods bear the CRI's names
 
-import time
 from collections.abc import Iterator
 
 from pycri.cri.api import runtime_v1_pb2 as pb
-from pycri.cri.application import Records
 from pycri.cri.chunks import chunks
 from pycri.cri.decode import request as decode
 from pycri.cri.encode import records as encode
 from pycri.cri.encode.shown import Shown
+from pycri.pods.records import Records
 
 
 class LookingService:
-    """What a kubelet asks every second, and whoever looks at a pod or container."""
+    """What a kubelet asks every second, and who looks at a container."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
         self._shown_pods = Shown(encode.encode_pod)
-        self._pod_statuses = Shown(encode.encode_pod_status)
         self._shown_containers = Shown(encode.encode_container)
         self._container_statuses = Shown(encode.encode_container_status)
-        self._containers_of_pods = Shown(
-            encode.encode_container_status,
-            field=pb.PodSandboxStatusResponse.CONTAINERS_STATUSES_FIELD_NUMBER,
-        )
-
-    def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes:
-        pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
-        # Before anything is looked at: what changes meanwhile has an event of a later time.
-        timestamp_ns = time.time_ns()
-        record = self._records.pod(pod_id)
-        rest = pb.PodSandboxStatusResponse(
-            info=encode.encode_pod_info(record) if request.verbose else None,
-            timestamp=timestamp_ns,
-        )
-        # For a kubelet that takes events: it does not ask for each container then.
-        containers = self._containers_of_pods.all(self._records.containers_of(record.id))
-        return b"".join((self._pod_statuses.one(record), *containers, rest.SerializeToString()))
 
     def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
         return b"".join(self._listed_pods(request.filter))

@@ -57,8 +57,12 @@ class Watch(Protocol):
     def begin(self, method: str, request: Any, headers: Mapping[str, str]) -> Ending:
         """Take note of a call, in its own context, and return what is to be told of its end."""
 
+
+class Observer(Watch, Protocol):
+    """Takes note also of what the front answers."""
+
     def looked(self, look: Look) -> None:
-        """Take note of a call that is over, and was answered elsewhere."""
+        """Take note of a call that is over."""
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,13 +96,18 @@ class Looks:
     def add(self, descriptor: ServiceDescriptor, service: object) -> None:
         """Serve what `service` has of the methods of a service."""
         for method in descriptor.methods:
-            if behaviour := getattr(service, method.name, None):
+            if behaviour := self._behaviour(service, method.name):
                 self._methods[f"/{descriptor.full_name}/{method.name}"] = Method(
                     name=method.name,
                     parse=message_factory.GetMessageClass(method.input_type).FromString,
                     behaviour=behaviour,
                     streams=method.server_streaming,
                 )
+
+    def _behaviour(self, service: object, name: str) -> Callable[[Any], Any] | None:
+        """Return what answers calls of a method; None where nothing is to be said to them."""
+        behaviour: Callable[[Any], Any] | None = getattr(service, name, None)
+        return behaviour
 
     def serves(self, path: str) -> bool:
         """Tell whether calls with this path are answered here."""

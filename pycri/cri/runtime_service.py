@@ -2,6 +2,8 @@
 """RuntimeService: decode, call the application, encode. RPCs not here answer UNIMPLEMENTED."""
 # ruff: noqa: N802  the methods bear the CRI's names
 
+import time
+
 from pycri import __version__
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.application import (
@@ -19,16 +21,19 @@ from pycri.cri.decode.handlers import RUNTIME_HANDLERS
 from pycri.cri.decode.pod import decode_pod_spec
 from pycri.cri.decode.resources import decode_resources
 from pycri.cri.encode import records as encode
+from pycri.cri.encode.shown import Shown
 from pycri.cri.observation import ObservationService
 from pycri.cri.streaming import StreamingService
+from pycri.pods.records import Records
 
 
 class RuntimeService(ObservationService, StreamingService):
-    """Pods, containers and the node; but what needs only the records (`looking.py`)."""
+    """Pods, containers and the node; not what a copy of the records can answer (`looking.py`)."""
 
     def __init__(  # noqa: PLR0913  one for each part of the application
         self,
         *,
+        records: Records,
         sandboxes: Sandboxes,
         containers: Containers,
         updates: Updates,
@@ -39,11 +44,17 @@ class RuntimeService(ObservationService, StreamingService):
     ) -> None:
         ObservationService.__init__(self, observed)
         StreamingService.__init__(self, streaming)
+        self._records = records
         self._sandboxes = sandboxes
         self._containers = containers
         self._updates = updates
         self._execs = execs
         self._node = node
+        self._pod_statuses = Shown(encode.encode_pod_status)
+        self._containers_of_pods = Shown(
+            encode.encode_container_status,
+            field=pb.PodSandboxStatusResponse.CONTAINERS_STATUSES_FIELD_NUMBER,
+        )
 
     def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -52,6 +63,20 @@ class RuntimeService(ObservationService, StreamingService):
             runtime_version=__version__,
             runtime_api_version="v1",
         )
+
+    def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes:
+        pod_id = decode.decode_id(request.pod_sandbox_id, "pod_sandbox_id")
+        # Before anything is looked at: what changes meanwhile has an event of a later time. So not
+        # from the front's copy: of a change under way to it the event would be of an earlier one.
+        timestamp_ns = time.time_ns()
+        record = self._records.pod(pod_id)
+        rest = pb.PodSandboxStatusResponse(
+            info=encode.encode_pod_info(record) if request.verbose else None,
+            timestamp=timestamp_ns,
+        )
+        # For a kubelet that takes events: it does not ask for each container then.
+        containers = self._containers_of_pods.all(self._records.containers_of(record.id))
+        return b"".join((self._pod_statuses.one(record), *containers, rest.SerializeToString()))
 
     async def RunPodSandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
         pod_id = await self._sandboxes.run(decode_pod_spec(request))

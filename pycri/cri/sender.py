@@ -18,7 +18,7 @@ class Sender:
         self._socket = sock
         self._epoll = epoll
         self._most_unsent = most_unsent
-        self._unsent = b""
+        self._unsent = bytearray()
         self._mask = select.EPOLLIN
         epoll.register(sock, self._mask)
 
@@ -31,20 +31,21 @@ class Sender:
         """Send what waits and then `data`, as far as the socket takes it; nothing once closed."""
         if self._socket.fileno() < 0:
             return
-        data = self._unsent + data
-        if not (data or self._mask & select.EPOLLOUT):
+        unsent = self._unsent
+        unsent += data
+        if not (unsent or self._mask & select.EPOLLOUT):
             return
         sent = 0
         try:
-            sent = self._socket.send(data, socket.MSG_NOSIGNAL) if data else 0
+            sent = self._socket.send(unsent, socket.MSG_NOSIGNAL) if unsent else 0
         except BlockingIOError:
             sent = 0
         except OSError:
-            sent = len(data)  # the end of the connection is read next
-        self._unsent = data[sent:]
-        behind = self._most_unsent is not None and len(self._unsent) >= self._most_unsent
+            sent = len(unsent)  # the end of the connection is read next
+        del unsent[:sent]  # takes the same time however much is left
+        behind = self._most_unsent is not None and len(unsent) >= self._most_unsent
         mask = 0 if behind else select.EPOLLIN
-        mask |= select.EPOLLOUT if self._unsent else 0
+        mask |= select.EPOLLOUT if unsent else 0
         if mask != self._mask:
             self._mask = mask
             self._epoll.modify(self._socket, mask)

@@ -14,7 +14,7 @@ from pycri.cri.api import node_v1_pb2, runtime_v1_pb2
 from pycri.cri.calls import Calls
 from pycri.cri.front_client import FrontClient
 from pycri.cri.image_service import ImageService
-from pycri.cri.looks import Watch
+from pycri.cri.looks import Observer
 from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
 from pycri.errors import WrongState
@@ -37,20 +37,20 @@ async def serving(
     front: FrontClient,
     services: Services,
     *,
-    watches: Sequence[Watch] = (),
+    observers: Sequence[Observer] = (),
     grace_s: float = 10.0,
 ) -> AsyncIterator[None]:
     """Serve on `path`, through the front, until the block ends.
 
     Then new calls are refused, and running ones may finish.
 
-    watches: take note of each call. After `grace_s` what still runs is cancelled.
+    observers: take note of each call. After `grace_s` what still runs is cancelled.
     Raises: WrongState if something else listens there.
     """
     _refuse_to_displace(path)
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
-        calls = Calls(tasks, watches)
+        calls = Calls(tasks, observers)
         calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["RuntimeService"], services.runtime)
         calls.add(runtime_v1_pb2.DESCRIPTOR.services_by_name["ImageService"], services.images)
         calls.add(node_v1_pb2.DESCRIPTOR.services_by_name["Node"], services.node)

@@ -310,6 +310,7 @@ class FakeDaemon:
     def services(self) -> Services:
         return Services(
             RuntimeService(
+                records=self.records,
                 sandboxes=self.sandboxes,
                 containers=self.containers,
                 updates=self.updates,

@@ -90,6 +90,21 @@ def test_a_pod_goes_through_and_is_listed(path: str) -> None:
     play(path, scene)
 
 
+def test_the_status_of_a_pod_is_the_daemons_however_far_behind_the_front_is(path: str) -> None:
+    """A status of a later time than an event's must show what the event told."""
+
+    async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
+        stub = RuntimeServiceStub(channel)
+        await stub.RunPodSandbox(pod_request())
+        (pod,) = world.records.pods()
+        world.records.mirrors = ()
+        world.records.put_pod(msgspec.structs.replace(pod, stopped_ns=3))
+        status = await stub.PodSandboxStatus(pb.PodSandboxStatusRequest(pod_sandbox_id=POD))
+        assert status.status.state == pb.SANDBOX_NOTREADY
+
+    play(path, scene)
+
+
 def test_a_list_too_long_for_one_message_comes_in_several(path: str) -> None:
     async def scene(world: FakeDaemon, channel: grpc.aio.Channel) -> None:
         stub = RuntimeServiceStub(channel)
