@@ -65,8 +65,8 @@ from pycri.state.database import Database
 from pycri.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
+    from pycri.cri.account import Observer
     from pycri.cri.front_client import FrontClient
-    from pycri.cri.looks import Observer
     from pycri.tracing import Tracing
 
 _log = Log("daemon")

@@ -36,7 +36,7 @@ from prometheus_client.core import (  # noqa: TID251
 from prometheus_client.registry import Collector  # noqa: TID251
 
 from pycri import __version__
-from pycri.cri.looks import Look
+from pycri.cri.account import Look
 from pycri.images.store import ImageStore
 from pycri.logs import Log
 from pycri.model.events import Event, EventKind
@@ -73,7 +73,7 @@ class Sources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exporter:
-    """The metrics of one daemon. Takes note of calls (as `pycri.cri.looks.Observer`) and events."""
+    """The metrics of one daemon, of calls (as `pycri.cri.account.Observer`) and of events."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]

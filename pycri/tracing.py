@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import (  # noqa: TID251
 )
 
 from pycri import __version__
-from pycri.cri.looks import Look, subject
+from pycri.cri.account import Look, subject
 from pycri.logs import request_id
 from pycri.model.pod import Stage
 
@@ -39,7 +39,7 @@ _MILLION: Final = 1_000_000
 
 
 class Tracing:
-    """Spans of one daemon, of calls (as `pycri.cri.looks.Observer`) and of their stages."""
+    """Spans of one daemon, of calls (as `pycri.cri.account.Observer`) and of their stages."""
 
     def __init__(self, endpoint: str, sampling_per_million: int) -> None:
         """endpoint: "HOST:PORT" of a collector, without TLS.

@@ -14,10 +14,13 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from pycri.cri.account import Look, Observer, is_reading
 from pycri.cri.call import Call
-from pycri.cri.looks import Look, Looks, Method, Observer, serialize
+from pycri.cri.looks import Looks, Method, serialize
 from pycri.cri.rpc import Code
 from pycri.errors import Unsupported
+
+_CANCELLED_WITH_CLIENT = ("PullImage", "ExecSync")
 
 
 class Calls(Looks):
@@ -59,14 +62,14 @@ class Calls(Looks):
             super()._perform(method, request, call)
 
     def _begin(self, method: Method, request: Any, call: Call) -> None:
-        if call.gone and method.ends_with_client:
+        if call.gone and _ends_with_client(method):
             return
         work = self._stream if method.streams else self._run
         task = self._own(work(method, request, call), method.name)
         if call.timeout_s is not None:
             timer = self._loop.call_later(call.timeout_s, _expire, method, call, task)
             task.add_done_callback(lambda _: timer.cancel())
-        if method.ends_with_client:
+        if _ends_with_client(method):
             call.tell_gone(partial(self._soon, task.cancel))
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -118,8 +121,13 @@ class Calls(Looks):
 def _expire(method: Method, call: Call, task: asyncio.Task[None]) -> None:
     """The caller does not wait any longer."""
     call.end(Code.DEADLINE_EXCEEDED, "the caller's deadline has passed")
-    if method.ends_with_client:
+    if _ends_with_client(method):
         task.cancel()
+
+
+def _ends_with_client(method: Method) -> bool:
+    """Tell whether nothing is left to do if the client is gone."""
+    return method.streams or is_reading(method.name) or method.name in _CANCELLED_WITH_CLIENT
 
 
 def _unserved(name: str) -> Callable[[Any], Any]:

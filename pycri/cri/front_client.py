@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from pycri.cri import front_process
+from pycri.cri.account import Look
 from pycri.cri.call import Call, End
 from pycri.cri.link import (
     TO_DAEMON,
@@ -31,7 +32,6 @@ from pycri.cri.link import (
     Reply,
     Taken,
 )
-from pycri.cri.looks import Look
 from pycri.kernel.priority import go_first
 from pycri.kernel.process import fork, kill_and_reap
 from pycri.logs import Log

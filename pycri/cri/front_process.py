@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from pycri.cri.account import Look, subject
 from pycri.cri.api import runtime_v1_pb2
 from pycri.cri.call import Call, End
 from pycri.cri.front import Front
@@ -33,7 +34,7 @@ from pycri.cri.link import (
     Taken,
 )
 from pycri.cri.looking import LookingService
-from pycri.cri.looks import Look, Looks, subject
+from pycri.cri.looks import Looks
 from pycri.cri.rpc import Code
 from pycri.kernel.fds import close_inherited
 from pycri.kernel.process import set_name

@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from pycri.cri.looks import Look
+from pycri.cri.account import Look
 from pycri.cri.sender import Sender
 from pycri.model.container import ContainerRecord
 from pycri.model.ids import ContainerId, PodId

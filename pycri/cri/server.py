@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server on its unix socket: who talks is `front.py`, what surrounds a call is `looks.py`."""
+"""The server on its unix socket: who talks is `front.py`, what surrounds a call is `account.py`."""
 
 import asyncio
 import os
@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
+from pycri.cri.account import Observer
 from pycri.cri.api import node_v1_pb2, runtime_v1_pb2
 from pycri.cri.calls import Calls
 from pycri.cri.front_client import FrontClient
 from pycri.cri.image_service import ImageService
-from pycri.cri.looks import Observer
 from pycri.cri.node_service import NodeService
 from pycri.cri.runtime_service import RuntimeService
 from pycri.errors import WrongState

@@ -14,10 +14,10 @@ import msgspec
 import pytest
 from google.protobuf.message import Message
 
+from pycri.cri.account import Look
 from pycri.cri.api import runtime_v1_pb2 as pb
 from pycri.cri.api.runtime_v1_pb2_grpc import RuntimeServiceStub
 from pycri.cri.call import Call
-from pycri.cri.looks import Look
 from pycri.model.events import Event, EventKind
 from pycri.model.ids import PodId
 from tests.world import http2
